@@ -1,0 +1,1 @@
+../../foremoe/__main__.py

@@ -1,0 +1,26 @@
+# `make demo` and `make test` set up .venv and need nothing but Python 3.11+, git and make.
+.PHONY: demo test lint tests setup rpc clean
+
+DEMO_FLAGS ?=
+
+demo: setup
+	@.venv/bin/foremoe demo $(DEMO_FLAGS)
+
+test: lint tests
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+tests: setup
+	@.venv/bin/pytest
+
+rpc: setup
+	@.venv/bin/python scripts/generate_rpc.py
+
+setup:
+	@scripts/setup.sh
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

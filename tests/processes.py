@@ -1,0 +1,78 @@
+"""Real rank processes for tests: a fork server that has torch loaded makes them start fast."""
+
+import multiprocessing
+import queue
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+
+
+def run_ranks(
+    function: Callable[..., Any], ranks: int, *arguments: Any, timeout_seconds: float = 100
+) -> list[Any]:
+    """Run ``function(rank, *arguments)`` on ``ranks`` processes joined by gloo; results by rank.
+
+    ``function`` lives in an importable module (not in a test file's local scope). A failure on any
+    rank ends the others and raises AssertionError with that rank's traceback.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        results: Any = _context.Queue()
+        processes = [
+            _context.Process(
+                target=_rank_main, args=(rank, ranks, folder, results, function, arguments)
+            )
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        outcome: dict[int, Any] = {}
+        try:
+            for _ in range(ranks):
+                rank, error, value = results.get(timeout=timeout_seconds)
+                assert error is None, f"rank {rank} failed:\n{error}"
+                outcome[rank] = value
+            for process in processes:
+                process.join(timeout=10)
+        except queue.Empty:
+            missing = sorted(set(range(ranks)) - set(outcome))
+            raise AssertionError(f"ranks {missing} did not finish in {timeout_seconds} s") from None
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        return [outcome[rank] for rank in range(ranks)]
+
+
+def _rank_main(
+    rank: int,
+    ranks: int,
+    folder: str,
+    results: Any,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{Path(folder) / 'rendezvous'}",
+            rank=rank,
+            world_size=ranks,
+            timeout=timedelta(seconds=60),
+        )
+        value = function(rank, *arguments)
+        dist.barrier()
+        results.put((rank, None, value))
+        dist.destroy_process_group()
+    except BaseException:  # noqa: BLE001 - the parent raises it
+        results.put((rank, traceback.format_exc(), None))
