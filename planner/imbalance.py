@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def imbalance(rank_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Max over ranks / mean over ranks of ``rank_tokens [..., P]``: shape ``[...]``, 1.0 is perfect.
+    """Max over ranks / mean over ranks of ``rank_tokens [..., P]``: ``[...]``, 1.0 is perfect.
 
     A row without tokens is perfectly balanced.
     """

@@ -28,13 +28,12 @@ class Plan:
 
     def rank_tokens(self) -> NDArray[np.int64]:
         """Pairs each rank computes: int64 ``[L, P]``."""
-        layers, ranks, _ = self.load.shape
         tokens = home_tokens(self.load, self.home)
-        served = self.replica_tokens.sum(axis=1)  # [L, P, R]
-        for layer, rank, slot in zip(*np.nonzero(self.replica_expert >= 0), strict=True):
-            count = served[layer, rank, slot]
-            tokens[layer, rank] += count
-            tokens[layer, self.home[layer, self.replica_expert[layer, rank, slot]]] -= count
+        layer, rank, slot = np.nonzero(self.replica_expert >= 0)
+        served = self.replica_tokens.sum(axis=1)[layer, rank, slot]
+        np.add.at(tokens, (layer, rank), served)
+        owner = self.home[layer, self.replica_expert[layer, rank, slot]]
+        np.subtract.at(tokens, (layer, owner), served)
         return tokens
 
     def replicas(self) -> int:
@@ -43,7 +42,7 @@ class Plan:
 
 
 def home_tokens(load: NDArray[np.int64], home: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Pairs each rank computes without replicas: ``load [L, P, E]``, ``home [L, E]`` -> ``[L, P]``."""
+    """Pairs each rank computes without replicas: ``[L, P, E]``, ``home [L, E]`` -> ``[L, P]``."""
     layers, ranks, _ = load.shape
     expert_tokens = load.sum(axis=1)
     tokens = np.zeros((layers, ranks), np.int64)

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 
+MAX_PAIRS = 2**53  # totals stay exact in float64, and sums of them in int64
+
 
 @dataclass(frozen=True, slots=True)
 class Topology:
@@ -72,6 +74,7 @@ class StageProblem:
             )
         if self.load.size and int(self.load.min()) < 0:
             raise InvalidInputError("load: negative token counts")
+        check_totals(self.load)
         if self.home.shape != (layers, experts) or self.home.dtype != np.int32:
             raise InvalidInputError(
                 f"home: expected int32 [{layers}, {experts}], "
@@ -89,7 +92,17 @@ class StageProblem:
 
     @property
     def micro_steps(self) -> int:
-        return self.load.shape[0]
+        return int(self.load.shape[0])
+
+
+def check_totals(load: NDArray[np.int64]) -> None:
+    """Raise InvalidInputError if a layer of ``load [M, L, P, E]`` holds ``MAX_PAIRS`` or more."""
+    total = load.sum(axis=(2, 3), dtype=np.float64)
+    for micro_step, layer in zip(*np.nonzero(total >= MAX_PAIRS), strict=True):
+        raise InvalidInputError(
+            f"load: micro-step {micro_step}, layer row {layer} holds "
+            f"{total[micro_step, layer]:.3g} pairs; fewer than 2**53 can be planned"
+        )
 
 
 def check_homes(home: NDArray[np.int32], ranks: int) -> None:

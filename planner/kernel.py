@@ -1,0 +1,19 @@
+"""How every numerical kernel is compiled: cached on disk, without the GIL, integers only."""
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import numba
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def kernel(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Compile ``function`` on its first call for the types it is called with.
+
+    A kernel calls only kernels of its own file: the cache on disk notices a change of that file,
+    not of others.
+    """
+    compiled: Callable[Parameters, Result] = numba.njit(cache=True, nogil=True)(function)
+    return compiled

@@ -1,0 +1,36 @@
+"""Reading npz archives of plain arrays, with one-line errors and without pickle."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.errors import InvalidInputError
+
+DAMAGED = (
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    """Every array of the archive by name.
+
+    Raises InvalidInputError if the file cannot be read, is damaged, or is no npz of plain arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InvalidInputError(f"{path}: is a single array, expected an npz archive")
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except DAMAGED as error:
+        raise InvalidInputError(f"{path}: is no npz archive of plain arrays, or damaged") from error

@@ -1,0 +1,89 @@
+"""Policies: from a stage's loads to one plan after another, lazily, in the order of execution."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.bound import lower_bound
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.plan import Plan
+from foremoe.planner.problem import StageProblem, Topology
+from foremoe.planner.replicas import choose_replicas
+from foremoe.planner.split import split_by_source
+
+Policy = Callable[[StageProblem], Iterator[Plan]]
+
+
+def no_replicas(problem: StageProblem) -> Iterator[Plan]:
+    """Every expert computed at home: what the others are compared with."""
+    _, layers, ranks, _ = problem.load.shape
+    slots = problem.spare_slots
+    for load in problem.load:
+        yield Plan(
+            home=problem.home,
+            load=load,
+            replica_expert=np.full((layers, ranks, slots), -1, np.int32),
+            replica_tokens=np.zeros((layers, ranks, ranks, slots), np.int64),
+            bound=lower_bound(load.sum(axis=1), problem.home, ranks, slots),
+        )
+
+
+def foremoe(problem: StageProblem) -> Iterator[Plan]:
+    """Replicas, quotas and split of each micro-step on its own."""
+    ranks_per_node = problem.topology.ranks_per_node
+    ranks, slots = problem.topology.ranks, problem.spare_slots
+    for load in problem.load:
+        expert_tokens = load.sum(axis=1)
+        bound = lower_bound(expert_tokens, problem.home, ranks, slots)
+        replica_expert, quota = choose_replicas(
+            expert_tokens,
+            problem.home,
+            bound,
+            goal_tokens(expert_tokens, ranks, problem.target),
+            ranks,
+            ranks_per_node,
+            slots,
+        )
+        yield Plan(
+            home=problem.home,
+            load=load,
+            replica_expert=replica_expert,
+            replica_tokens=split_by_source(
+                load, problem.home, replica_expert, quota, ranks_per_node
+            ),
+            bound=bound,
+        )
+
+
+def goal_tokens(
+    expert_tokens: NDArray[np.int64], ranks: int, target: float | None
+) -> NDArray[np.int64]:
+    """Pairs on the busiest rank that a target imbalance allows: ``[L, E]`` -> int64 ``[L]``.
+
+    0 without a target, at least 1 with one.
+    """
+    total = expert_tokens.sum(axis=1)
+    if target is None:
+        return np.zeros_like(total)
+    goal: NDArray[np.int64] = np.floor(np.minimum(total * (target / ranks), total)).astype(np.int64)
+    return np.maximum(goal, 1)
+
+
+POLICIES: dict[str, Policy] = {"none": no_replicas, "foremoe": foremoe}
+
+
+def warm_up() -> None:
+    """Compile every kernel, or load it from the cache, so that no plan has to wait for it."""
+    load = np.zeros((1, 1, 2, 2), np.int64)
+    load[..., 0] = 4
+    problem = StageProblem(
+        load=load,
+        home=contiguous_homes(1, 2, 2),
+        mini_batch=np.zeros(1, np.int32),
+        topology=Topology(ranks=2, ranks_per_node=2),
+        spare_slots=1,
+    )
+    for policy in POLICIES.values():
+        for _ in policy(problem):
+            pass
