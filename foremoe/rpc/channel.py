@@ -1,0 +1,20 @@
+"""A client's channel to the daemon of its node."""
+
+import grpc
+
+from foremoe.rpc.address import Address
+
+# Own subchannels and short backoff: a restarted daemon is found again within a second. A proxy
+# never stands between a rank and its own node.
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def open_channel(address: Address) -> grpc.Channel:
+    """A lazy channel; open it only after the last fork, gRPC threads do not survive one."""
+    return grpc.insecure_channel(address.target, options=_OPTIONS)
