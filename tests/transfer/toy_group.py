@@ -1,0 +1,142 @@
+"""An EP group of tiny experts whose every byte follows from (generation, layer, expert)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foremoe.planner.problem import Topology
+from foremoe.transfer.engine import TransferEngine, contiguous_homes
+from foremoe.transfer.host_cache import HostExpertCache
+from foremoe.transfer.slab import SlabLayout
+
+LAYERS = (3, 5, 9)
+EXPERTS = 8
+SHAPES = {"gate_up": (6, 5), "down": (5, 3)}
+
+
+def layout(dtype: torch.dtype = torch.bfloat16) -> SlabLayout:
+    return SlabLayout.from_shapes(SHAPES, dtype)
+
+
+def true_weights(generation: int, layer: int, expert: int, slab: SlabLayout) -> dict[str, Tensor]:
+    """Small integers, exact in every dtype, that differ between experts and generations."""
+    seed = generation * 10_000 + layer * 100 + expert
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        place.name: torch.randint(-128, 128, place.shape, generator=generator).to(slab.dtype)
+        for place in slab.places
+    }
+
+
+class ToyRank:
+    """One rank: its own experts' parameters, the node's cache and an engine."""
+
+    def __init__(
+        self,
+        rank: int,
+        ranks: int,
+        directory: Path | None,
+        *,
+        peer: bool = True,
+        spare_slots: int = 2,
+        dtype: torch.dtype = torch.bfloat16,
+        **options: Any,
+    ) -> None:
+        self.rank, self.ranks = rank, ranks
+        self.layout = layout(dtype)
+        self.home = contiguous_homes(len(LAYERS), EXPERTS, ranks)
+        self.generation = 0
+        self.topology = options.pop("topology", Topology(ranks, ranks))
+        self.cache = None if directory is None else self._open_cache(directory)
+        self.group = dist.new_group(backend="gloo") if peer else None
+        self.parameters: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._step_parameters(1)
+        options.setdefault("training", peer)
+        options.setdefault("wait_seconds", 20.0)
+        self.engine = TransferEngine(
+            rank,
+            self.topology,
+            LAYERS,
+            EXPERTS,
+            self.layout,
+            spare_slots,
+            cache=self.cache,
+            peer_group=self.group,
+            home_weights=lambda layer, expert: self.parameters[layer, expert],
+            **options,
+        )
+
+    def step_optimizer(self) -> None:
+        """Give own experts their next weights and tell the engine."""
+        self._step_parameters(self.generation + 1)
+        self.engine.weights_changed()
+        self.generation += 1
+
+    def home_of(self, layer: int) -> NDArray[np.int32]:
+        row: NDArray[np.int32] = self.home[LAYERS.index(layer)]
+        return row
+
+    def promise(self, layer: int, wanted: NDArray[np.int32]) -> None:
+        self.engine.promise(layer, self.home_of(layer), wanted)
+
+    def acquire_checked(
+        self, layer: int, wanted: NDArray[np.int32], with_gradients: bool = True
+    ) -> list[Any]:
+        """Acquire and compare every byte with what the plan wanted here."""
+        replicas = self.engine.acquire(layer, with_gradients)
+        expected = sorted(e for e in wanted[self.rank].tolist() if e >= 0)
+        assert sorted(replica.expert for replica in replicas) == expected
+        for replica in replicas:
+            truth = true_weights(self.generation, layer, replica.expert, self.layout)
+            assert replica.weights.keys() == truth.keys()
+            for name, tensor in truth.items():
+                assert torch.equal(replica.weights[name], tensor), (layer, replica.expert, name)
+            for gradient in (replica.gradients or {}).values():
+                assert not gradient.any(), "gradients must start at zero"
+        return replicas
+
+    def close(self) -> None:
+        self.engine.close()
+        if self.cache is not None:
+            self.cache.close()
+
+    def _step_parameters(self, generation: int) -> None:
+        for row, layer in enumerate(LAYERS):
+            for expert in np.flatnonzero(self.home[row] == self.rank).tolist():
+                self.parameters[layer, expert] = true_weights(
+                    generation, layer, expert, self.layout
+                )
+
+    def _open_cache(self, directory: Path) -> HostExpertCache:
+        per_node = self.topology.ranks_per_node
+        leader = self.rank % per_node == 0
+        cache = None
+        if leader:
+            cache = HostExpertCache.create(directory, LAYERS, EXPERTS, self.layout, per_node)
+        paths: list[Any] = [None] * self.ranks
+        dist.all_gather_object(paths, str(cache.path) if cache else None)
+        if cache is None:
+            path = paths[self.rank - self.rank % per_node]
+            cache = HostExpertCache.attach(path, LAYERS, EXPERTS, self.layout)
+        dist.barrier()
+        if leader:
+            cache.unlink()
+        return cache
+
+
+def random_replicas(
+    rng: np.random.Generator, home: NDArray[np.int32], ranks: int, spare_slots: int
+) -> NDArray[np.int32]:
+    """int32 ``[P, R]``: experts from other ranks, some slots left empty."""
+    wanted = np.full((ranks, spare_slots), -1, np.int32)
+    for rank in range(ranks):
+        foreign = np.flatnonzero(home != rank)
+        chosen = rng.choice(foreign, size=min(spare_slots, foreign.size), replace=False)
+        wanted[rank, : chosen.size] = np.where(rng.random(chosen.size) < 0.75, chosen, -1)
+        rng.shuffle(wanted[rank])
+    return wanted

@@ -1,0 +1,70 @@
+"""What the transfer engine did since the last look."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.transfer.copies import Path
+
+
+@dataclass(slots=True)
+class TransferStatistics:
+    """Counters of one rank.
+
+    exposed_seconds: float64 ``[L]``, time compute waited for each layer's replicas.
+    exposed_gradient_seconds: time compute waited for gradients to come home.
+    host_bytes, peer_bytes: weights received on each path, without padding.
+    gradient_bytes: gradients received for own experts.
+    copies: replicas received, by path.
+    kept: replicas promised again that needed no copy.
+    """
+
+    exposed_seconds: NDArray[np.float64]
+    exposed_gradient_seconds: float = 0.0
+    host_bytes: int = 0
+    peer_bytes: int = 0
+    gradient_bytes: int = 0
+    copies: Counter[Path] = field(default_factory=Counter)
+    kept: int = 0
+
+
+class StatisticsRecorder:
+    """Thread-safe counters, taken and reset at once."""
+
+    def __init__(self, layers: int) -> None:
+        self._lock = threading.Lock()
+        self._now = TransferStatistics(np.zeros(layers))
+
+    def take(self) -> TransferStatistics:
+        with self._lock:
+            taken = self._now
+            self._now = TransferStatistics(np.zeros_like(taken.exposed_seconds))
+            return taken
+
+    def add_exposed(self, row: int, seconds: float) -> None:
+        """``row`` is the layer's position among the engine's layers."""
+        with self._lock:
+            self._now.exposed_seconds[row] += seconds
+
+    def add_exposed_gradients(self, seconds: float) -> None:
+        with self._lock:
+            self._now.exposed_gradient_seconds += seconds
+
+    def add_copy(self, path: Path, nbytes: int) -> None:
+        with self._lock:
+            self._now.copies[path] += 1
+            if path is Path.HOST:
+                self._now.host_bytes += nbytes
+            else:
+                self._now.peer_bytes += nbytes
+
+    def add_gradient(self, nbytes: int) -> None:
+        with self._lock:
+            self._now.gradient_bytes += nbytes
+
+    def add_kept(self, count: int) -> None:
+        with self._lock:
+            self._now.kept += count

@@ -1,0 +1,30 @@
+"""A thread that runs jobs one after the other, in the order they were posted."""
+
+import queue
+import threading
+from collections.abc import Callable
+
+Job = Callable[[], None]
+
+
+class Worker:
+    """First in, first out; a job reports its own failures and never blocks without a deadline."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def post(self, job: Job) -> None:
+        """Queue ``job``; returns at once."""
+        self._jobs.put(job)
+
+    def close(self, wait_seconds: float) -> bool:
+        """End the thread after the jobs queued so far; False if it still runs at the deadline."""
+        self._jobs.put(None)
+        self._thread.join(wait_seconds)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
