@@ -27,11 +27,15 @@ def lower_bound(
     for layer in range(layers):
         weight = expert_tokens[layer]
         home_load = np.zeros(ranks, np.int64)
+        total = 0
         for expert in range(experts):
             home_load[home[layer, expert]] += weight[expert]
+            total += weight[expert]
         importable = _importable(weight, home[layer], ranks, spare_slots)
-        low = (home_load.sum() + ranks - 1) // ranks
-        high = home_load.max()
+        low = (total + ranks - 1) // ranks
+        high = low
+        for rank in range(ranks):
+            high = max(high, home_load[rank])
         while low < high:
             middle = (low + high) // 2
             excess = 0
@@ -55,13 +59,30 @@ def _importable(
     importable = np.zeros(ranks, np.int64)
     if spare_slots == 0:
         return importable
-    heaviest_first = np.argsort(-weight)
+    experts = len(weight)
+    heaviest = np.zeros(experts, np.int64)  # sorted only as far as some rank asks
+    listed = np.zeros(experts, np.bool_)
+    known = 0
     for rank in range(ranks):
         taken = 0
-        for expert in heaviest_first:
+        for place in range(experts):
+            if place == known:
+                heaviest[place] = _heaviest_unlisted(weight, listed)
+                listed[heaviest[place]] = True
+                known += 1
+            expert = heaviest[place]
             if home[expert] != rank:
                 importable[rank] += weight[expert]
                 taken += 1
                 if taken == spare_slots:
                     break
     return importable
+
+
+@kernel
+def _heaviest_unlisted(weight: NDArray[np.int64], listed: NDArray[np.bool_]) -> int:
+    heaviest = -1
+    for expert in range(len(weight)):
+        if not listed[expert] and (heaviest < 0 or weight[expert] > weight[heaviest]):
+            heaviest = expert
+    return heaviest

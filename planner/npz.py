@@ -26,7 +26,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
     Raises InvalidInputError if the file cannot be read, is damaged, or is no npz of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InvalidInputError(f"{path}: is a single array, expected an npz archive")
             return {name: archive[name] for name in archive.files}

@@ -66,7 +66,7 @@ def goal_tokens(
     total = expert_tokens.sum(axis=1)
     if target is None:
         return np.zeros_like(total)
-    goal: NDArray[np.int64] = np.floor(np.minimum(total * (target / ranks), total)).astype(np.int64)
+    goal: NDArray[np.int64] = np.floor(total * min(target / ranks, 1.0)).astype(np.int64)
     return np.maximum(goal, 1)
 
 

@@ -278,4 +278,4 @@ def _goal(total: int, ranks: int, target: float | None) -> int:
     """Pairs on the busiest rank that the target imbalance allows; 0 without a target."""
     if target is None:
         return 0
-    return max(1, floor(min(total * (target / ranks), total)))
+    return max(1, floor(total * min(target / ranks, 1.0)))

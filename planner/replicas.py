@@ -25,15 +25,19 @@ the threshold found, every rule drafts once and the draft with the fewest replic
 equals the one with fewer replicas outside their home's node.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.planner.kernel import kernel
 
-LEAN, FULL, PULL_NEAR, PULL = 0, 1, 2, 3
 RULES = 4
+LEAN: Any
+FULL: Any
+PULL_NEAR: Any
+PULL: Any
+LEAN, FULL, PULL_NEAR, PULL = np.arange(RULES)  # not int: numba would compile each value apart
 
 
 class Layer(NamedTuple):
@@ -85,8 +89,10 @@ def choose_replicas(
     for index in range(layers):
         layer = _layer(expert_tokens[index], home[index], ranks, ranks_per_node)
         _plan_layer(layer, draft, best, bound[index], goal[index])
-        replica_expert[index] = best.expert
-        quota[index] = best.quota
+        for rank in range(ranks):
+            for slot in range(best.used[rank]):
+                replica_expert[index, rank, slot] = best.expert[rank, slot]
+                quota[index, rank, slot] = best.quota[rank, slot]
     return replica_expert, quota
 
 
@@ -94,30 +100,33 @@ def choose_replicas(
 def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) -> None:
     """Leave the chosen draft in ``best``."""
     _reset(layer, best)
+    high = _highest(layer.home_load)
     threshold = max(bound, goal)
-    if layer.home_load.max() <= threshold:
+    if high <= threshold:
         return
-    if goal > 0 and _fewest_replicas(layer, draft, best, threshold, False):
+    if goal > 0 and _fewest_replicas(layer, draft, best, threshold):
         return
     low = max(bound, goal + 1)
-    high = layer.home_load.max()
     threshold = low
     while low < high:
         reached = _attempt(PULL, layer, draft, threshold)
-        busiest = draft.tokens.max()
+        busiest = _highest(draft.tokens)
         if busiest < high:
             high = busiest
             _copy(draft, best)
         if not reached:
             low = threshold + 1
         threshold = (low + high) // 2
-    if best.used.sum() > 0:
-        _fewest_replicas(layer, draft, best, high, True)
+    _fewest_replicas(layer, draft, best, high)
 
 
 @kernel
-def _fewest_replicas(layer: Layer, draft: Draft, best: Draft, threshold: int, found: bool) -> bool:
-    """Draft by every rule at ``threshold``, keep the cheapest in ``best``; False if none fits."""
+def _fewest_replicas(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
+    """Draft by every rule at ``threshold``, which is below what homes alone reach.
+
+    Keeps the cheapest in ``best``, which has no replicas unless it reaches ``threshold`` itself.
+    False if no draft does.
+    """
     cheapest = _copies(layer, best)
     for rule in range(RULES):
         if rule == PULL_NEAR and layer.ranks_per_node == len(layer.home_load):
@@ -125,11 +134,10 @@ def _fewest_replicas(layer: Layer, draft: Draft, best: Draft, threshold: int, fo
         if not _attempt(rule, layer, draft, threshold):
             continue
         copies = _copies(layer, draft)
-        if not found or copies < cheapest:
-            found = True
+        if cheapest[0] == 0 or copies < cheapest:
             cheapest = copies
             _copy(draft, best)
-    return found
+    return cheapest[0] > 0
 
 
 @kernel
@@ -159,7 +167,10 @@ def _push(layer: Layer, draft: Draft, threshold: int, lean: bool) -> bool:
     """The fullest rank gives, until no rank is above the threshold or nobody can take."""
     slots = draft.expert.shape[1]
     while True:
-        donor = int(np.argmax(draft.tokens))
+        donor = 0
+        for rank in range(1, len(draft.tokens)):
+            if draft.tokens[rank] > draft.tokens[donor]:
+                donor = rank
         need = draft.tokens[donor] - threshold
         if need <= 0:
             return True
@@ -241,6 +252,14 @@ def _largest(layer: Layer, draft: Draft, rank: int) -> int:
 
 
 @kernel
+def _highest(tokens: NDArray[np.int64]) -> int:
+    highest = 0
+    for count in tokens:
+        highest = max(highest, count)
+    return highest
+
+
+@kernel
 def _near(layer: Layer, one: int, other: int) -> bool:
     """True if two ranks share a node."""
     return one // layer.ranks_per_node == other // layer.ranks_per_node
@@ -269,7 +288,7 @@ def _blank(ranks: int, experts: int, spare_slots: int) -> Draft:
         np.zeros(experts, np.int64),
         np.zeros(ranks, np.int64),
         np.zeros(ranks, np.int64),
-        np.full((ranks, spare_slots), -1, np.int32),
+        np.zeros((ranks, spare_slots), np.int32),
         np.zeros((ranks, spare_slots), np.int64),
     )
 
@@ -277,19 +296,19 @@ def _blank(ranks: int, experts: int, spare_slots: int) -> Draft:
 @kernel
 def _reset(layer: Layer, draft: Draft) -> None:
     """No replicas: every expert is computed at home."""
-    draft.tokens[:] = layer.home_load
-    draft.left[:] = layer.weight
-    draft.used[:] = 0
-    draft.expert[:] = -1
-    draft.quota[:] = 0
+    for expert in range(len(draft.left)):
+        draft.left[expert] = layer.weight[expert]
     for rank in range(len(draft.tokens)):
+        draft.tokens[rank] = layer.home_load[rank]
+        draft.used[rank] = 0
         draft.largest[rank] = _largest(layer, draft, rank)
 
 
 @kernel
 def _copy(source: Draft, target: Draft) -> None:
-    """Keep what a finished draft decided; ``left`` and ``largest`` serve only while drafting."""
-    target.tokens[:] = source.tokens
-    target.used[:] = source.used
-    target.expert[:] = source.expert
-    target.quota[:] = source.quota
+    """Keep what a finished draft decided; the rest serves only while drafting."""
+    for rank in range(len(source.used)):
+        target.used[rank] = source.used[rank]
+        for slot in range(source.used[rank]):
+            target.expert[rank, slot] = source.expert[rank, slot]
+            target.quota[rank, slot] = source.quota[rank, slot]

@@ -1,0 +1,111 @@
+"""``foremoe plan``: figures that hold on recorded routing, plans that check, errors in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foremoe.cli import main
+from foremoe.commands.plan import copied, stage_load
+from foremoe.planner.archive import load_plans
+from foremoe.planner.imbalance import imbalance
+from foremoe.planner.problem import Topology
+from foremoe.planner.validate import validate
+from tests.foresight.test_trace import fields, write
+from tests.planner.recorded import recorded
+
+
+def test_sequences_are_dealt_in_file_order() -> None:
+    histograms = np.zeros((5, 1, 2), np.uint32)
+    histograms[:, 0, 0] = [1, 2, 4, 8, 16]
+    load = stage_load(histograms, ranks=2, sequences_per_micro_step=3)
+    # The third sequence of a micro-step is back on rank 0; the last micro-step is smaller.
+    assert load[:, 0, :, 0].tolist() == [[1 + 4, 2], [8, 16]]
+
+
+def test_a_copy_is_a_replica_its_rank_did_not_hold_before() -> None:
+    placed = np.array([[[[3, -1]]], [[[5, 3]]], [[[3, -1]]], [[[-1, -1]]], [[[3, -1]]]], np.int32)
+    assert copied(placed)[:, 0].tolist() == [1, 1, 0, 0, 1]
+
+
+def test_json_and_plans_agree_with_the_trace(tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace.npz", fields())
+    outputs = ["--json", str(tmp_path / "out.json"), "--plans", str(tmp_path / "plans.npz")]
+    options = ["--ranks", "4", "--nodes", "2", "--spare-slots", "2"]
+    assert main(["plan", str(trace), *options, "--sequences-per-micro-step", "2", *outputs]) == 0
+    record = json.loads((tmp_path / "out.json").read_text())
+    plans = load_plans(tmp_path / "plans.npz")
+    assert (record["micro_steps"], record["policy"], record["nodes"]) == (2, "foremoe", 2)
+    for plan in plans:
+        validate(plan, plan.load, Topology(4, 2), 2)
+    after = np.stack([imbalance(plan.rank_tokens()) for plan in plans])
+    assert record["imbalance_after"]["mean"] == pytest.approx(float(after.mean()))
+    assert record["imbalance_after"]["max"] <= record["imbalance_before"]["max"]
+    assert sum(int(plan.load.sum()) for plan in plans) == fields()["experts"].size
+
+
+def test_policy_none_changes_nothing(tmp_path: Path) -> None:
+    record = run(write(tmp_path / "trace.npz", fields()), tmp_path, "--policy", "none")
+    assert record["imbalance_after"] == record["imbalance_before"]
+    assert record["copies_per_layer"] == {"mean": 0, "max": 0}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ranks", "3"], "8 experts cannot be shared evenly by 3 ranks"),
+        (["--ranks", "0"], "0 ranks"),
+        (["--ranks", "4", "--nodes", "3"], "cannot be shared evenly by 3 nodes"),
+        (["--ranks", "4", "--spare-slots", "-1"], "spare_slots"),
+        (["--ranks", "4", "--sequences-per-micro-step", "0"], "at least 1"),
+        (["--ranks", "4", "--target", "0.5"], "target"),
+        (["--ranks", "4", "--json", "/nowhere/at/all.json"], "cannot be written"),
+    ],
+)
+def test_bad_options_end_with_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    trace = write(tmp_path / "trace.npz", fields())
+    assert main(["plan", str(trace), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("foremoe plan: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_trace_ends_with_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(tmp_path / "none.npz"), "--ranks", "2"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.traces
+@pytest.mark.parametrize(
+    ("ranks", "options", "mean", "worst", "copies"),
+    [
+        ("8", ["--spare-slots", "1"], 1.002, 1.04, 7.0),
+        ("8", ["--spare-slots", "2"], 1.0005, 1.002, 7.0),
+        ("16", ["--spare-slots", "1"], 1.002, 1.0025, 14.0),
+        ("8", ["--spare-slots", "1", "--target", "1.02"], 1.02, 1.04, 5.3),
+        ("16", ["--spare-slots", "1", "--target", "1.02"], 1.02, 1.021, 10.5),
+    ],
+)
+def test_recorded_routing_is_balanced(
+    tmp_path: Path, ranks: str, options: list[str], mean: float, worst: float, copies: float
+) -> None:
+    trace = recorded("gpt_oss_20b.npz")
+    record = run(trace, tmp_path, "--ranks", ranks, "--sequences-per-micro-step", "8", *options)
+    assert record["imbalance_before"]["mean"] > 1.5
+    assert record["imbalance_after"]["mean"] <= mean
+    assert record["imbalance_after"]["max"] <= worst
+    assert record["replicas_per_layer"]["mean"] <= copies
+
+
+def run(trace: Path, folder: Path, *options: str) -> dict[str, Any]:
+    given = options if "--ranks" in options else ("--ranks", "4", *options)
+    assert main(["plan", str(trace), *given, "--json", str(folder / "out.json")]) == 0
+    record: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    return record

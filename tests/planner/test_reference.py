@@ -1,0 +1,41 @@
+"""Rule 5: the kernels and the plain-Python twin give the same plans, byte for byte."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from foremoe.planner.plan import Plan
+from foremoe.planner.policies import foremoe
+from foremoe.planner.problem import StageProblem
+from foremoe.planner.reference import plan_stage
+from tests.planner.problems import problems, skewed_problem
+
+
+def assert_same(plans: list[Plan], others: list[Plan]) -> None:
+    assert len(plans) == len(others)
+    for plan, other in zip(plans, others, strict=True):
+        for name in Plan.__dataclass_fields__:
+            one, two = getattr(plan, name), getattr(other, name)
+            assert one.dtype == two.dtype, name
+            np.testing.assert_array_equal(one, two, err_msg=name)
+            assert one.tobytes() == two.tobytes(), name
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_kernels_equal_the_reference(problem: StageProblem) -> None:
+    assert_same(list(foremoe(problem)), list(plan_stage(problem)))
+
+
+@pytest.mark.parametrize("spare_slots", [1, 2, 4])
+@pytest.mark.parametrize("target", [None, 1.02, 1.1])
+def test_kernels_equal_the_reference_on_bursty_loads(
+    spare_slots: int, target: float | None
+) -> None:
+    problem = skewed_problem(7, 16, 4, 64, spare_slots, target)
+    assert_same(list(foremoe(problem)), list(plan_stage(problem)))
+
+
+def test_planning_twice_gives_the_same_bytes() -> None:
+    problem = skewed_problem(3, 8, 8, 32, 2)
+    assert_same(list(foremoe(problem)), list(foremoe(problem)))
