@@ -1,0 +1,157 @@
+"""Brings up everything one rank needs: groups, host cache, slots, engine, client, session."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch.distributed as dist
+
+from foremoe.client.rank import RankClient, RankRegistration
+from foremoe.errors import ExhaustedError
+from foremoe.planner.problem import Topology
+from foremoe.training.home_experts import HomeExperts
+from foremoe.training.layout import GroupLayout
+from foremoe.training.session import RankSession
+from foremoe.transfer.engine import TransferEngine
+from foremoe.transfer.host_cache import HostExpertCache
+from foremoe.transfer.slab import SlabLayout
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachOptions:
+    """How a rank joins ForeMoE.
+
+    address: the node's daemon (``unix:PATH`` or ``HOST:PORT``); None computes without balancing.
+    ep_group: a name the ranks of this EP group share, and no other group does.
+    spare_slots: replicas this rank can hold per layer.
+    ranks_per_node: 0 takes LOCAL_WORLD_SIZE if set, else all ranks of the group.
+    cache_directory: a tmpfs for the node's host cache; None leaves only the peer path.
+    limit_bytes: most bytes of this rank's slots; None is no limit.
+    """
+
+    address: str | None
+    ep_group: str = "ep0"
+    spare_slots: int = 1
+    ranks_per_node: int = 0
+    cache_directory: Path | None = Path("/dev/shm")
+    limit_bytes: int | None = None
+    plan_wait_seconds: float = 1.0
+
+
+def open_session(
+    homes: Sequence[HomeExperts], group: dist.ProcessGroup, options: AttachOptions
+) -> RankSession:
+    """Collective over ``group``. ``homes`` holds this rank's experts, layers ascending."""
+    layout = _layout(homes, group, options)
+    control_group, peer_group = _gloo_like(group), _gloo_like(group)
+    slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
+    by_layer = {home.layer: home for home in homes}
+    engine = TransferEngine(
+        rank=layout.rank,
+        topology=layout.topology,
+        layers=layout.layers,
+        num_experts=layout.num_experts,
+        layout=slab,
+        spare_slots=options.spare_slots,
+        training=True,
+        cache=_open_cache(layout, slab, control_group, options.cache_directory),
+        peer_group=peer_group,
+        home_weights=lambda layer, expert: by_layer[layer].weights(expert),
+        limit_bytes=options.limit_bytes,
+        home=layout.home,
+    )
+    return RankSession(
+        layout,
+        homes,
+        group,
+        control_group,
+        engine,
+        _client(layout, options),
+        plan_wait_seconds=options.plan_wait_seconds,
+    )
+
+
+def _layout(
+    homes: Sequence[HomeExperts], group: dist.ProcessGroup, options: AttachOptions
+) -> GroupLayout:
+    rank, ranks = dist.get_rank(group), group.size()
+    per_node = options.ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    owned: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(owned, [home.experts for home in homes], group=group)
+    num_experts = sum(len(experts[0]) for experts in owned)
+    home = np.full((len(homes), num_experts), -1, np.int32)
+    for owner, layers in enumerate(owned):
+        for position, experts in enumerate(layers):
+            home[position, list(experts)] = owner
+    return GroupLayout(
+        rank,
+        Topology(ranks, min(per_node, ranks)),
+        tuple(expert.layer for expert in homes),
+        home,
+        options.spare_slots,
+    )
+
+
+def _gloo_like(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    created = dist.new_group(
+        dist.get_process_group_ranks(group), backend="gloo", use_local_synchronization=True
+    )
+    assert isinstance(created, dist.ProcessGroup)
+    return created
+
+
+def _client(layout: GroupLayout, options: AttachOptions) -> RankClient | None:
+    if options.address is None:
+        return None
+    client = RankClient(
+        options.address,
+        RankRegistration(
+            ep_group=options.ep_group,
+            rank=layout.rank,
+            ranks=layout.topology.ranks,
+            ranks_per_node=layout.topology.ranks_per_node,
+            spare_slots=options.spare_slots,
+            num_experts=layout.num_experts,
+            layers=layout.layers,
+        ),
+    )
+    client.start()
+    return client
+
+
+def _open_cache(
+    layout: GroupLayout, slab: SlabLayout, group: dist.ProcessGroup, directory: Path | None
+) -> HostExpertCache | None:
+    """The node's cache: its first rank creates the file, the others attach, then the name goes.
+
+    Without room for it every rank goes on with the peer path only.
+    """
+    per_node = layout.topology.ranks_per_node
+    leader = layout.rank - layout.rank % per_node
+    cache, found = None, ""
+    if directory is not None and layout.rank == leader:
+        try:
+            cache = HostExpertCache.create(
+                directory, layout.layers, layout.num_experts, slab, local_ranks=per_node
+            )
+            found = str(cache.path)
+        except ExhaustedError as error:
+            log.warning("degraded: no host cache, peer path only: %s", error)
+    paths: list[str] = [""] * layout.topology.ranks
+    dist.all_gather_object(paths, found, group=group)
+    if not all(paths[rank] for rank in range(0, layout.topology.ranks, per_node)):
+        if cache is not None:
+            cache.unlink()
+            cache.close()
+        return None
+    if cache is None:
+        cache = HostExpertCache.attach(paths[leader], layout.layers, layout.num_experts, slab)
+    dist.barrier(group=group)
+    if layout.rank == leader:
+        cache.unlink()
+    return cache

@@ -1,0 +1,148 @@
+"""The expert computation of one MoE layer over an EP group, with or without replicas.
+
+    pairs -> destinations (split table) -> all-to-all -> experts and replicas -> all-to-all -> sum
+
+Every rank of the group calls it for the same layer at the same time; their token counts may differ,
+also be zero.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from foremoe.training import gated_mlp
+from foremoe.training.exchange import exchange_counts, exchange_rows
+from foremoe.training.replica import run_replica
+from foremoe.training.split_table import Slots, SplitTable
+from foremoe.transfer.replica import Replica
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWork:
+    """What one layer does in the current micro-step on this rank.
+
+    acquire: waits until the spare slots hold what the plan promised; slot index -> replica.
+    computed: told how many pairs this rank received.
+    forward_done, backward_done: called when the layer's weights are no longer needed there.
+    """
+
+    slots: Slots
+    table: SplitTable
+    acquire: Callable[[], Mapping[int, Replica]]
+    computed: Callable[[int], None]
+    forward_done: Callable[[], None]
+    backward_done: Callable[[], None]
+
+    @classmethod
+    def at_home(cls, slots: Slots, table: SplitTable) -> "LayerWork":
+        """Every expert computes at its home, and nobody is told."""
+        return cls(slots, table, dict, lambda _: None, lambda: None, lambda: None)
+
+
+def run_experts(
+    hidden: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    home: Mapping[str, Tensor],
+    work: LayerWork,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """Weighted sum of the chosen experts' outputs for this rank's tokens.
+
+    hidden: ``[T, H]``. expert_ids: int64 ``[T, K]`` logical ids, -1 for a pair to leave out.
+    weights: ``[T, K]``. home: this rank's own experts, each tensor ``[E / P, ...]``.
+    Returns ``[T, H]``.
+    """
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        # Backward must reach the replicas, whose weights autograd does not know.
+        hidden = hidden.detach().requires_grad_()
+    hidden = _BackwardEnd.apply(hidden, work.backward_done)
+    pair, code = work.table.destinations(expert_ids.reshape(-1))
+    received = dispatch(hidden, pair // expert_ids.shape[-1], code, work.slots, group)
+    work.computed(len(received.rows))
+    output = _compute(received, home, work)
+    output = exchange_rows(output, received.receive, received.send, group)
+    pair_output = hidden.new_zeros(expert_ids.numel(), hidden.shape[-1])
+    pair_output = pair_output.index_copy(0, pair, output)
+    work.forward_done()
+    pair_output = pair_output.view(*expert_ids.shape, hidden.shape[-1])
+    return (pair_output * weights.unsqueeze(-1)).sum(dim=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Rows this rank computes, as they arrived, and how to send results back.
+
+    rows: ``[N, H]``, by source rank, then slot. per_slot: int64 ``[P, slots]`` rows of each.
+    """
+
+    rows: Tensor
+    per_slot: Tensor
+    send: list[int]
+    receive: list[int]
+
+
+def dispatch(
+    hidden: Tensor, token: Tensor, code: Tensor, slots: Slots, group: dist.ProcessGroup
+) -> Received:
+    """Send ``hidden[token]`` to the slots ``code``, sorted ascending (both ``[pairs]``)."""
+    counts = torch.bincount(code, minlength=slots.ranks * slots.per_rank)
+    counts = counts.view(slots.ranks, slots.per_rank)
+    per_slot = exchange_counts(counts, group)
+    send: list[int] = counts.sum(dim=1).tolist()
+    receive: list[int] = per_slot.sum(dim=1).tolist()
+    rows = exchange_rows(hidden.index_select(0, token), send, receive, group)
+    return Received(rows, per_slot, send, receive)
+
+
+def _compute(received: Received, home: Mapping[str, Tensor], work: LayerWork) -> Tensor:
+    """Outputs ``[N, H]`` in the order of ``received.rows``."""
+    slot_of_row = torch.arange(work.slots.per_rank, device=received.rows.device)
+    slot_of_row = slot_of_row.repeat(work.slots.ranks).repeat_interleave(
+        received.per_slot.reshape(-1)
+    )
+    by_slot = torch.argsort(slot_of_row, stable=True)
+    counts: list[int] = received.per_slot.sum(dim=0).tolist()
+    segments = received.rows.index_select(0, by_slot).split(counts)
+    owned = work.slots.experts_per_rank
+    outputs = _home_outputs(segments[:owned], home)
+    replicas = work.acquire()
+    for slot, rows in enumerate(segments[owned:]):
+        if len(rows):
+            outputs.append(run_replica(rows, replicas[slot]))
+    return torch.cat(outputs).index_select(0, torch.argsort(by_slot))
+
+
+def _home_outputs(segments: Sequence[Tensor], home: Mapping[str, Tensor]) -> list[Tensor]:
+    """Outputs of the own experts; at least one, so that backward reaches every rank's exchange."""
+    names = list(home)
+    experts = [dict(zip(names, tensors, strict=True)) for tensors in _unbound(home)]
+    outputs = [
+        gated_mlp.forward(rows, weights)[0]
+        for rows, weights in zip(segments, experts, strict=True)
+        if len(rows)
+    ]
+    return outputs or [gated_mlp.forward(segments[0], experts[0])[0]]
+
+
+def _unbound(home: Mapping[str, Tensor]) -> list[tuple[Tensor, ...]]:
+    """One tuple of tensors per expert; unbind's backward is one stack, indexing's is many adds."""
+    return list(zip(*(tensor.unbind(0) for tensor in home.values()), strict=True))
+
+
+class _BackwardEnd(torch.autograd.Function):
+    """Identity at the layer's input: its backward runs when the layer's own backward has ended."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, done: Callable[[], None]) -> Tensor:
+        ctx.done = done
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.done()
+        return gradients[0], None

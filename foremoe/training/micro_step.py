@@ -1,0 +1,54 @@
+"""What one rank knows and remembers of one micro-step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.client.rank import MicroStepReport, RankPlan
+from foremoe.transfer.replica import Replica
+
+
+@dataclass(slots=True)
+class MicroStepRecord:
+    """What happened; kept for the report to the runtime.
+
+    computed_tokens: int64 ``[L]``, (token, expert) pairs this rank computed in forward.
+    exposed_seconds: float64 ``[L]``, time compute waited for copies; exposed_gradient_seconds: time
+    it waited for replicas' gradients to come home.
+    degraded_reason: empty when the plan was used or balancing was off.
+    """
+
+    micro_step: int
+    computed_tokens: NDArray[np.int64]
+    exposed_seconds: NDArray[np.float64]
+    degraded_reason: str = ""
+    balanced: bool = False
+    host_bytes: int = 0
+    peer_bytes: int = 0
+    gradient_bytes: int = 0
+    exposed_gradient_seconds: float = 0.0
+
+    def report(self) -> MicroStepReport:
+        """As the runtime takes it."""
+        return MicroStepReport(
+            self.micro_step,
+            self.degraded_reason,
+            self.computed_tokens,
+            self.exposed_seconds,
+            self.host_bytes,
+            self.peer_bytes,
+            self.gradient_bytes,
+        )
+
+
+@dataclass(slots=True)
+class MicroStepRun:
+    """A micro-step under way: its agreed plan, and the next one whose copies may start already."""
+
+    record: MicroStepRecord
+    plan: RankPlan | None
+    upcoming: RankPlan | None
+    acquired: dict[int, Mapping[int, Replica]] = field(default_factory=dict)
+    finished: set[int] = field(default_factory=set)

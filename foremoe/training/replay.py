@@ -1,0 +1,89 @@
+"""Routing replay: record which experts the router chose, or make it choose given ones.
+
+R3 replays what the rollout chose; R2 records in one training pass and replays in the next. The
+selection is replayed, the scores stay the live router's, so its gradient is kept.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from foremoe.errors import InvalidInputError
+
+Scores = Callable[[Tensor], Tensor]
+
+
+class RoutingReplay:
+    """Sits behind the routers of a model's MoE layers, given by global layer id.
+
+    Outside of ``record`` and ``replay`` routing is untouched.
+    """
+
+    def __init__(self, layers: tuple[int, ...], top_k: int) -> None:
+        self.layers = layers
+        self.top_k = top_k
+        self._position = {layer: i for i, layer in enumerate(layers)}
+        self._given: Tensor | None = None
+        self._valid: Tensor | None = None
+        self._recorded: list[Tensor | None] | None = None
+
+    @contextmanager
+    def record(self, valid: Tensor | None = None) -> Iterator[Callable[[], Tensor]]:
+        """Record the routing of the forward pass inside the block.
+
+        valid: bool ``[tokens]``; tokens that are not (padding) get expert -1, are sent to no expert
+        and contribute nothing. Yields a function that returns int16 ``[tokens, L, K]`` afterwards.
+        """
+        recorded = self._recorded = [None] * len(self.layers)
+        self._valid = valid
+        try:
+            yield lambda: self._stack(recorded)
+        finally:
+            self._recorded, self._valid = None, None
+
+    @contextmanager
+    def replay(self, expert_ids: Tensor) -> Iterator[None]:
+        """Route the forward pass by ``expert_ids [tokens, L, K]``; -1 is no expert."""
+        if expert_ids.ndim != 3 or expert_ids.shape[1:] != (len(self.layers), self.top_k):
+            raise InvalidInputError(
+                f"replay: expected expert ids [tokens, {len(self.layers)}, {self.top_k}], "
+                f"got {list(expert_ids.shape)}"
+            )
+        self._given = expert_ids.long()
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def route(
+        self, layer: int, chosen: Tensor, weights: Tensor, scores: Scores
+    ) -> tuple[Tensor, Tensor]:
+        """The experts and weights to use in place of the router's own ``chosen, weights [T, K]``.
+
+        scores: live weights ``[T, K]`` of given experts (all valid ids).
+        """
+        position = self._position[layer]
+        if self._given is not None:
+            given = self._given[:, position]
+            if len(given) != len(chosen):
+                raise InvalidInputError(
+                    f"replay: layer {layer} routes {len(chosen)} tokens, "
+                    f"but {len(given)} tokens of routing were given"
+                )
+            left_out = given < 0
+            return given, scores(given.clamp(min=0)).masked_fill(left_out, 0.0)
+        if self._recorded is not None:
+            if self._valid is not None:
+                left_out = ~self._valid.unsqueeze(-1)
+                chosen = chosen.masked_fill(left_out, -1)
+                weights = weights.masked_fill(left_out, 0.0)
+            self._recorded[position] = chosen.to(torch.int16)
+        return chosen, weights
+
+    def _stack(self, recorded: list[Tensor | None]) -> Tensor:
+        missing = [layer for layer, ids in zip(self.layers, recorded, strict=True) if ids is None]
+        if missing:
+            raise InvalidInputError(f"replay: no forward pass reached the routers of {missing}")
+        return torch.stack([ids for ids in recorded if ids is not None], dim=1)

@@ -1,0 +1,51 @@
+"""Rule 1: for any plan and any routing, the result is that of the dense model."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.processes import run_ranks
+from tests.training.dense import Case, train_dense
+from tests.training.workers import train
+
+TOLERANCE = 1e-10
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_outputs_and_gradients_equal_the_dense_model(ranks: int) -> None:
+    case = Case(seed=ranks, ranks=ranks)
+    results = run_ranks(train, ranks, case)
+    assert_same(case, results)
+    assert all(record.balanced for result in results for record in result["records"])
+    assert all(result["reports"] == case.total for result in results)
+
+
+def test_routing_that_differs_from_the_foresight_changes_nothing() -> None:
+    case = Case(seed=11, ranks=2, foresight=0.4)
+    assert_same(case, run_ranks(train, 2, case))
+
+
+def test_a_rank_without_the_plan_degrades_all_alike() -> None:
+    case = Case(seed=12, ranks=2)
+    results = run_ranks(train, 2, case, {1: {0, 2}})
+    assert_same(case, results)
+    for result in results:
+        assert [record.balanced for record in result["records"]] == [
+            index not in (0, 2) for index in range(case.total)
+        ]
+    reasons = [results[rank]["records"][0].degraded_reason for rank in range(2)]
+    assert reasons == ["another rank holds no such plan", "no plan in time"]
+
+
+def assert_same(case: Case, results: list[dict[str, Any]]) -> None:
+    expected = train_dense(case)
+    for index, output in enumerate(expected["outputs"]):
+        actual = torch.cat([result["outputs"][index] for result in results])
+        assert torch.allclose(actual, output, rtol=0, atol=TOLERANCE)
+    for index, gradient in enumerate(expected["gradients"]):
+        is_router = index % 3 == 0
+        parts = [result["gradients"][index] for result in results]
+        actual = parts[0] if is_router else torch.cat(parts)
+        assert gradient.abs().max() > 1e-3
+        assert torch.allclose(actual, gradient, rtol=0, atol=TOLERANCE)
