@@ -2,11 +2,12 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from foremoe.errors import ConflictError, InvalidInputError, NotReadyError
@@ -58,11 +59,12 @@ class TransferEngine:
         Raises ExhaustedError when the slots exceed ``limit_bytes``, InvalidInputError on arguments
         that cannot work, ConflictError when the ranks' arguments differ.
         """
-        ranks = topology.ranks
-        home = contiguous_homes(len(layers), num_experts, ranks) if home is None else home
-        check_homes(home, ranks)
-        if training and ranks > 1 and spare_slots > 0 and peer_group is None:
-            raise InvalidInputError("replica gradients return by the peer path: give a peer group")
+        home = contiguous_homes(len(layers), num_experts, topology.ranks) if home is None else home
+        speed = speed or PathSpeed()
+        speed = PathSpeed(speed.host if cache else 0.0, speed.peer if peer_group else 0.0)
+        if spare_slots > 0 and topology.ranks > 1:
+            _check_paths(topology, speed, training)
+        _check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
         self.rank = rank
         self.topology = topology
         self.layers = tuple(layers)
@@ -72,12 +74,11 @@ class TransferEngine:
         self.training = training
         self.generation = 0
         self._wait_seconds = wait_seconds
-        speed = speed or PathSpeed()
-        self._speed = PathSpeed(speed.host if cache else 0.0, speed.peer if peer_group else 0.0)
+        self._speed = speed
         self._cache = cache
         self._home_weights = home_weights
-        self._ledger = Ledger(layers, home, ranks, spare_slots)
-        self._path_load = PathLoad.empty(ranks)
+        self._ledger = Ledger(layers, home, topology.ranks, spare_slots)
+        self._path_load = PathLoad.empty(topology.ranks)
         self._promised_layers: set[int] = set()
         self._statistics = StatisticsRecorder(len(layers))
         self._pool = SlotPool(layers, spare_slots, layout, training, limit_bytes)
@@ -103,7 +104,7 @@ class TransferEngine:
                 self._statistics,
                 wait_seconds,
             )
-            if peer_group is not None and ranks > 1
+            if peer_group is not None and topology.ranks > 1
             else None
         )
 
@@ -219,7 +220,8 @@ class TransferEngine:
                 f"layers {in_use}: replicas are in use; release them before weights change"
             )
         home = self._ledger.home if home is None else home
-        check_homes(home, self.topology.ranks)
+        _check_home_shape(home, len(self.layers), self.num_experts, self.topology)
+        own = self._own_weights(home)
         self.abandon()
         self._pool.wait_all_free(self._wait_seconds)
         self._pool.forget_all()
@@ -228,7 +230,7 @@ class TransferEngine:
         self._path_load = PathLoad.empty(self.topology.ranks)
         self.generation += 1
         if self._cache is not None:
-            self._publish(self._cache)
+            self._publish(self._cache, own)
 
     def statistics(self) -> TransferStatistics:
         """What happened since the last call."""
@@ -255,14 +257,27 @@ class TransferEngine:
             for slot, expert in promise.slots_of(rank)
         ]
 
-    def _publish(self, cache: HostExpertCache) -> None:
+    def _own_weights(self, home: NDArray[np.int32]) -> dict[tuple[int, int], Mapping[str, Tensor]]:
+        """Parameters by (layer, expert) of the experts whose home is this rank, checked."""
+        own: dict[tuple[int, int], Mapping[str, Tensor]] = {}
+        for row, layer in enumerate(self.layers):
+            for expert in np.flatnonzero(home[row] == self.rank).tolist():
+                own[layer, expert] = self._home_weights(layer, expert)
+                self.layout.check(own[layer, expert])
+        return own
+
+    def _publish(
+        self, cache: HostExpertCache, own: Mapping[tuple[int, int], Mapping[str, Tensor]]
+    ) -> None:
         """Write own experts once nobody reads the old ones; return once all are written."""
-        local_rank = self.rank % self.topology.ranks_per_node
+        per_node = self.topology.ranks_per_node
+        local_rank = self.rank % per_node
+        on_node = self._ledger.home // per_node == self.topology.node_of(self.rank)
         cache.announce(local_rank, 2 * self.generation)
         cache.wait_for_all(2 * self.generation, self._wait_seconds)
-        for layer in self.layers:
-            for expert in np.flatnonzero(self._ledger.home_of(layer) == self.rank).tolist():
-                cache.write(layer, expert, self._home_weights(layer, expert), self.generation)
+        cache.serve([np.flatnonzero(row).tolist() for row in on_node])
+        for (layer, expert), tensors in own.items():
+            cache.write(layer, expert, tensors, self.generation)
         cache.announce(local_rank, 2 * self.generation + 1)
         cache.wait_for_all(2 * self.generation + 1, self._wait_seconds)
 
@@ -287,3 +302,52 @@ def contiguous_homes(layers: int, num_experts: int, ranks: int) -> NDArray[np.in
     """Expert e on rank e * P // E, in every layer: int32 ``[L, E]``."""
     row = np.arange(num_experts, dtype=np.int32) * np.int32(ranks) // np.int32(num_experts)
     return np.tile(row, (layers, 1)).astype(np.int32)
+
+
+def _check_paths(topology: Topology, speed: PathSpeed, training: bool) -> None:
+    """Raise InvalidInputError unless every replica has a way in, and its gradient a way home."""
+    if training and speed.peer <= 0:
+        raise InvalidInputError("replica gradients return by the peer path: give a peer group")
+    if topology.nodes > 1 and speed.peer <= 0:
+        raise InvalidInputError("a host cache serves one node only: give a peer group")
+    if speed.peer <= 0 and speed.host <= 0:
+        raise InvalidInputError("replicas need a path: give a host cache, a peer group or both")
+
+
+def _check_sizes(
+    rank: int,
+    topology: Topology,
+    layers: Sequence[int],
+    num_experts: int,
+    home: NDArray[np.int32],
+    cache: HostExpertCache | None,
+    layout: SlabLayout,
+    group: ProcessGroup | None,
+) -> None:
+    """Raise InvalidInputError when the engine's arguments contradict each other."""
+    if not 0 <= rank < topology.ranks:
+        raise InvalidInputError(f"rank {rank} is not one of the group's {topology.ranks}")
+    if len(set(layers)) != len(layers):
+        raise InvalidInputError(f"layers: {list(layers)} names a layer twice")
+    _check_home_shape(home, len(layers), num_experts, topology)
+    if group is not None and (group.size(), group.rank()) != (topology.ranks, rank):
+        raise InvalidInputError(
+            f"peer group: rank {group.rank()} of {group.size()}, but this is rank {rank} of "
+            f"{topology.ranks}"
+        )
+    if cache is not None and (cache.layers, cache.layout, cache.local_ranks) != (
+        tuple(layers),
+        layout,
+        topology.ranks_per_node,
+    ):
+        raise InvalidInputError("host cache: made for other layers, another layout or node size")
+
+
+def _check_home_shape(
+    home: NDArray[np.int32], layers: int, num_experts: int, topology: Topology
+) -> None:
+    if home.shape != (layers, num_experts):
+        raise InvalidInputError(
+            f"home: expected [layers, experts] = [{layers}, {num_experts}], got {list(home.shape)}"
+        )
+    check_homes(home, topology.ranks)
