@@ -1,6 +1,9 @@
 """Where a daemon listens: a unix socket path or a TCP host and port."""
 
+import os
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from foremoe.errors import InvalidInputError
 
@@ -62,3 +65,11 @@ def parse_address(text: str) -> Address:
             f"address: {text!r} is neither a unix socket path (with a /) nor HOST:PORT"
         )
     return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+
+
+def default_socket() -> Path:
+    """Where ``foremoe serve`` listens and ``foremoe status`` asks when nothing else is said."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return Path(runtime) / "foremoe" / "runtime.sock"
+    return Path(tempfile.gettempdir()) / f"foremoe-{os.getuid()}" / "runtime.sock"

@@ -1,0 +1,121 @@
+"""The RL controller's side: foresight and schedules in, steps released, status out."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from foremoe.client.foresight_stream import ForesightStream
+from foremoe.rpc.address import parse_address
+from foremoe.rpc.channel import open_channel
+from foremoe.rpc.codes import local_error
+from foremoe.rpc.foresight import UploadHeader
+from foremoe.rpc.limits import MAX_STEP, check_name, check_range
+from foremoe.rpc.schedule import MicroStepSchedule, check_schedule, encode_micro_steps
+from foremoe.rpc.stages import encode_stage
+from foremoe.rpc.status import RuntimeStatus, decode_status
+from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
+from foremoe.rpc.v1.schedule_pb2 import ReleaseStepRequest, SubmitScheduleRequest
+from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceStub
+from foremoe.rpc.v1.status_pb2 import GetStatusRequest
+from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
+from foremoe.vocabulary import Stage
+
+__all__ = ["ControllerClient", "MicroStepSchedule"]
+
+
+class ControllerClient:
+    """A synchronous client of the daemon at ``address`` (a socket path or HOST:PORT).
+
+    Nothing is opened before the first call; make that after the last fork. Every method raises the
+    daemon's refusal as the foremoe.errors class it is, and UnavailableError when no daemon answers
+    within ``timeout_seconds``.
+    """
+
+    def __init__(self, address: str, timeout_seconds: float = 10.0) -> None:
+        self._address = parse_address(address)
+        self._timeout_seconds = timeout_seconds
+        self._channel: grpc.Channel | None = None
+
+    def foresight_stream(
+        self,
+        step: int,
+        layers: Sequence[int],
+        num_experts: int,
+        top_k: int,
+        *,
+        send_ids: bool = False,
+    ) -> ForesightStream:
+        """An upload for ``step``: use as a context manager, ``add`` sequences, leave to commit.
+
+        layers: global decoder layer ids, ascending, the order of every array's layer axis.
+        send_ids: send expert ids as they are instead of counting them here; larger, for callers
+            that cannot spare the time.
+        """
+        header = UploadHeader(step, tuple(layers), num_experts, top_k)
+        return ForesightStream(
+            ForesightServiceStub(self._open()),
+            self._address,
+            header,
+            self._timeout_seconds,
+            send_ids,
+        )
+
+    def submit_schedule(
+        self, ep_group: str, step: int, stage: Stage, micro_steps: Sequence[MicroStepSchedule]
+    ) -> int:
+        """Say which sequences each rank processes in each micro-step; how many will be planned.
+
+        The same schedule twice is fine. Raises UnknownError for a group, step or sequence the
+        daemon does not know, ConflictError for another schedule of the same stage.
+        """
+        check_name(ep_group, "ep_group")
+        check_range(step, 0, MAX_STEP, "step")
+        check_schedule(micro_steps, len(micro_steps[0].ranks) if micro_steps else 0)
+        request = SubmitScheduleRequest(
+            ep_group=ep_group,
+            step=step,
+            stage=encode_stage(stage),
+            micro_steps=encode_micro_steps(micro_steps),
+        )
+        response = self._ask(ScheduleServiceStub(self._open()).SubmitSchedule, request)
+        return int(response.micro_steps)
+
+    def release_step(self, step: int) -> None:
+        """End a step and free all that the daemon keeps for it; releasing it again is fine."""
+        check_range(step, 0, MAX_STEP, "step")
+        self._ask(ScheduleServiceStub(self._open()).ReleaseStep, ReleaseStepRequest(step=step))
+
+    def status(self) -> RuntimeStatus:
+        """A snapshot of what the daemon holds."""
+        stub = StatusServiceStub(self._open())
+        return decode_status(self._ask(stub.GetStatus, GetStatusRequest()))
+
+    def close(self) -> None:
+        """Close the channel; a later call opens another."""
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> grpc.Channel:
+        if self._channel is None:
+            self._channel = open_channel(self._address)
+        return self._channel
+
+    def _ask(self, method: Callable[..., Any], request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise local_error(error, self._address) from None

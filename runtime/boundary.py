@@ -1,0 +1,134 @@
+"""The edge between gRPC and the daemon: errors become status codes, and nothing else leaks out."""
+
+import asyncio
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from foremoe.errors import ForemoeError, InvalidInputError, UnavailableError
+from foremoe.rpc.codes import CODES
+
+log = logging.getLogger(__name__)
+
+DETAIL_CHARACTERS = 1000  # gRPC sends the text as metadata, which has a small limit
+
+_HANDLERS = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """Stands for a message that is not protobuf of its type."""
+
+    reason: str
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Guards every call; refuses calls to ForeMoE's services while draining."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def wait_idle(self, timeout_seconds: float) -> bool:
+        """Whether the running calls to ForeMoE's services ended in time."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None
+        behavior = (
+            handler.unary_unary
+            or handler.unary_stream
+            or handler.stream_unary
+            or handler.stream_stream
+        )
+        method = details.method
+        ours = method.startswith("/foremoe.")
+
+        async def guarded(request: Any, context: Any) -> Any:
+            if ours:
+                self._enter()
+            try:
+                if ours and self.draining:
+                    raise UnavailableError("the runtime is draining; try again when it is back")
+                return await _run(behavior, _checked(request), context)
+            except ForemoeError as error:
+                await context.abort(CODES[type(error)], str(error)[:DETAIL_CHARACTERS])
+            except grpc.aio.AbortError:
+                raise
+            except Exception:  # a bug must not tell a client what it was
+                fault = uuid.uuid4().hex[:12]
+                log.exception("internal error %s in %s", fault, method)
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, f"internal error {fault}; see the daemon's log"
+                )
+            finally:
+                if ours:
+                    self._leave()
+
+        make_handler = _HANDLERS[handler.request_streaming, handler.response_streaming]
+        return make_handler(
+            guarded, _lenient(handler.request_deserializer), handler.response_serializer
+        )
+
+    def _enter(self) -> None:
+        self._calls += 1
+        self._idle.clear()
+
+    def _leave(self) -> None:
+        self._calls -= 1
+        if self._calls == 0:
+            self._idle.set()
+
+
+def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """gRPC answers UNKNOWN with the parser's text when this raises; so it must not."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return Malformed(str(error))
+
+    return parse
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, Malformed):
+        raise InvalidInputError(f"the request is not a valid message: {request.reason}")
+    return _checked_stream(request) if hasattr(request, "__aiter__") else request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
+async def _run(behavior: Callable[[Any, Any], Any], request: Any, context: Any) -> Any:
+    if not inspect.isasyncgenfunction(behavior):
+        return await behavior(request, context)
+    async for response in behavior(request, context):
+        await context.write(response)
+    return None

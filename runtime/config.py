@@ -1,0 +1,53 @@
+"""What a daemon is told when it starts."""
+
+from dataclasses import dataclass
+
+from foremoe.errors import InvalidInputError
+from foremoe.planner.policies import POLICIES
+
+EVENT_LOOPS = ("auto", "uvloop", "asyncio")
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """One daemon.
+
+    address: unix socket path, or HOST:PORT on a loopback address.
+    memory_limit_bytes: most bytes of foresight, schedules, loads and plans held at any time.
+    max_steps: most unreleased steps.
+    planning_workers: threads that plan; each plans one stage at a time.
+    policy: name in planner.policies.POLICIES.
+    target: the imbalance that suffices; None asks for the best balance.
+    drain_seconds: how long running calls may go on after SIGTERM.
+    event_loop: one of EVENT_LOOPS; auto takes uvloop where it is installed.
+
+    Raises InvalidInputError when a value is out of range.
+    """
+
+    address: str
+    memory_limit_bytes: int = 4 << 30
+    max_steps: int = 16
+    planning_workers: int = 2
+    policy: str = "foremoe"
+    target: float | None = 1.02
+    drain_seconds: float = 5.0
+    event_loop: str = "auto"
+
+    def __post_init__(self) -> None:
+        for field in ("memory_limit_bytes", "max_steps", "planning_workers"):
+            if getattr(self, field) < 1:
+                raise InvalidInputError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.policy not in POLICIES:
+            raise InvalidInputError(
+                f"policy: {self.policy!r} is none of {', '.join(sorted(POLICIES))}"
+            )
+        if self.target is not None and not self.target >= 1.0:
+            raise InvalidInputError(f"target: an imbalance is at least 1.0, got {self.target}")
+        if not 0 <= self.drain_seconds < float("inf"):
+            raise InvalidInputError(
+                f"drain_seconds: must not be negative, got {self.drain_seconds}"
+            )
+        if self.event_loop not in EVENT_LOOPS:
+            raise InvalidInputError(
+                f"event_loop: {self.event_loop!r} is none of {', '.join(EVENT_LOOPS)}"
+            )

@@ -1,0 +1,316 @@
+"""The daemon's state and every change to it, without transport: one thread owns it.
+
+Each method either does all it says or raises a ForemoeError and changes nothing.
+"""
+
+import logging
+import os
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from foremoe import __version__
+from foremoe.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidInputError,
+    NotReadyError,
+    UnknownError,
+)
+from foremoe.rpc.foresight import UploadHeader
+from foremoe.rpc.limits import check_range
+from foremoe.rpc.registration import RankRegistration
+from foremoe.rpc.report import MicroStepReport
+from foremoe.rpc.schedule import MicroStepSchedule, check_schedule
+from foremoe.rpc.status import RuntimeStatus, StepState
+from foremoe.rpc.v1.foresight_pb2 import ForesightCommit
+from foremoe.runtime.budget import ByteBudget
+from foremoe.runtime.config import RuntimeConfig
+from foremoe.runtime.groups import EpGroup, EpGroups
+from foremoe.runtime.plan_log import PlanLog, PublishedPlan
+from foremoe.runtime.planning import PlanningJob, planning_job
+from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
+from foremoe.runtime.step import Step
+from foremoe.runtime.store import ForesightStore
+from foremoe.runtime.upload import StagedUpload
+from foremoe.vocabulary import Stage
+
+log = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """Foresight and schedules in, plans out, reports kept; see foremoe.runtime.step for the states.
+
+    start_planning: takes a job to a worker, which answers through publish, finish_planning and
+        fail_planning on the thread that owns the coordinator.
+    wake_streams: called after each change that a plan stream may wait for.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        start_planning: Callable[[PlanningJob], None],
+        wake_streams: Callable[[], None],
+    ) -> None:
+        self.daemon_id = uuid.uuid4().hex
+        self.budget = ByteBudget(config.memory_limit_bytes)
+        self.groups = EpGroups()
+        self.steps: dict[int, Step] = {}
+        self._config = config
+        self._start_planning = start_planning
+        self._wake_streams = wake_streams
+        self._plan_logs: defaultdict[str, PlanLog] = defaultdict(PlanLog)
+        self._started = time.monotonic()
+
+    # Foresight
+
+    def open_upload(self, header: UploadHeader) -> StagedUpload:
+        """Begin an upload; end it with commit_upload or abort_upload, exactly once."""
+        return StagedUpload(header, self._reserve)
+
+    def abort_upload(self, upload: StagedUpload) -> None:
+        self.budget.release(upload.reserved_bytes)
+
+    def commit_upload(self, upload: StagedUpload, commit: ForesightCommit) -> tuple[int, int]:
+        """Apply an upload whole; how many sequences were new and how many known.
+
+        Raises InvalidInputError when the counts or the checksum differ, ConflictError when it
+        contradicts what is kept, ExhaustedError when too many steps are held. The caller still
+        has to abort an upload that was refused.
+        """
+        upload.verify(commit)
+        header = upload.header
+        step = self.steps.get(header.step)
+        if step is None:
+            self._make_room_for_step()
+            step = Step(header.step, ForesightStore(header))
+        before = step.foresight.stored_bytes
+        counts = step.foresight.commit(header, upload.sequences)
+        self.steps[header.step] = step
+        kept = step.foresight.stored_bytes - before
+        self.budget.release(upload.reserved_bytes - kept)
+        return counts
+
+    # Schedules
+
+    def submit_schedule(
+        self, ep_group: str, step: int, stage: Stage, micro_steps: Sequence[MicroStepSchedule]
+    ) -> int:
+        """Accept a stage's schedule and start planning it; the micro-steps to be planned.
+
+        Raises UnknownError for a group, step or sequence not known, InvalidInputError for a
+        schedule or a model that does not fit the group, ConflictError for another schedule of the
+        same stage, ExhaustedError when its plans would not fit in memory.
+        """
+        group = self.groups.get(ep_group)
+        schedule = tuple(micro_steps)
+        check_schedule(schedule, group.description.ranks)
+        held = self._step(step)
+        earlier = held.stages.get((ep_group, stage))
+        if earlier is not None:
+            if earlier.schedule != schedule:
+                raise ConflictError(
+                    f"step {step}: {stage} of EP group {ep_group!r} has another schedule already; "
+                    "release the step to start it anew"
+                )
+            return len(schedule)
+        record = StageRecord(group, step, stage, schedule)
+        job = planning_job(record, group.description, held.foresight, self._config.target)
+        self._reserve(record.load_bytes + record.kept_bytes, keep=step)
+        held.add_stage(record)
+        self._start_planning(job)
+        return len(schedule)
+
+    def release_step(self, step: int) -> None:
+        """End a step and free what it held; a step that is not held is released already."""
+        held = self.steps.pop(step, None)
+        if held is None:
+            return
+        held.release()
+        self.budget.release(held.stored_bytes)
+        for plan_log in self._plan_logs.values():
+            plan_log.remove(step)
+
+    # Plans, as planning.PlanSink
+
+    def publish(self, record: StageRecord, plan: PlannedMicroStep) -> None:
+        """Make a plan available to the streams; plans of a released step are dropped."""
+        if record.cancelled.is_set():
+            return
+        record.plans.append(plan)
+        self._plan_logs[record.ep_group].append(record, plan)
+        self._wake_streams()
+
+    def finish_planning(self, record: StageRecord, summary: PlanningSummary) -> None:
+        self.budget.release(record.load_bytes)
+        if record.cancelled.is_set():
+            return
+        record.summary = summary
+        self.steps[record.step].note_planned()
+        log.info(
+            "step %d %s of %s: %d micro-steps planned in %.3f s, imbalance %.3f -> %.3f, "
+            "%.2f replicas per layer",
+            record.step,
+            record.stage,
+            record.ep_group,
+            len(record.plans),
+            summary.seconds,
+            summary.imbalance_before,
+            summary.imbalance_after,
+            summary.replicas,
+        )
+
+    def fail_planning(self, record: StageRecord, error: BaseException) -> None:
+        """Planning broke off: the ranks run the micro-steps without a plan unbalanced."""
+        self.budget.release(record.load_bytes)
+        if record.cancelled.is_set():
+            return
+        record.failed = True
+        self.steps[record.step].note_planned()
+        log.error(
+            "step %d %s of %s: planning failed after %d of %d micro-steps; the rest runs without "
+            "replicas",
+            record.step,
+            record.stage,
+            record.ep_group,
+            len(record.plans),
+            len(record.schedule),
+            exc_info=error,
+        )
+
+    # Ranks
+
+    def register(self, registration: RankRegistration) -> str:
+        """Take a rank in; the name of this run of the daemon. Raises as EpGroups.register does."""
+        self.groups.register(registration)
+        return self.daemon_id
+
+    def open_stream(self, ep_group: str, rank: int) -> EpGroup:
+        """Count a plan stream of a registered rank until close_stream; raises UnknownError."""
+        group = self.groups.member(ep_group, rank)
+        group.streaming += 1
+        return group
+
+    def close_stream(self, group: EpGroup) -> None:
+        group.streaming -= 1
+
+    def next_plan(self, ep_group: str, number: int) -> PublishedPlan | None:
+        """The group's first published plan after ``number`` (0: from the beginning)."""
+        return self._plan_logs[ep_group].after(number)
+
+    def report(
+        self, ep_group: str, rank: int, step: int, stage: Stage, reports: Sequence[MicroStepReport]
+    ) -> None:
+        """Keep what a rank says about micro-steps it ran; the same report again changes nothing.
+
+        Raises UnknownError for a group, rank or step not known, NotReadyError for a stage without
+        a schedule, InvalidInputError for a micro-step outside the schedule.
+        """
+        group = self.groups.member(ep_group, rank)
+        held = self._step(step)
+        record = held.stages.get((ep_group, stage))
+        if record is None:
+            raise NotReadyError(
+                f"step {step}: {stage} of EP group {ep_group!r} has no schedule; submit it first"
+            )
+        layers = len(group.description.layers)
+        for index, report in enumerate(reports):
+            field = f"micro_steps[{index}]"
+            check_range(report.micro_step, 0, len(record.schedule) - 1, f"{field}.micro_step")
+            if len(report.computed_tokens) != layers or len(report.exposed_seconds) != layers:
+                raise InvalidInputError(f"{field}: expected one entry for each of {layers} layers")
+        was_complete = record.reports.all_reported
+        for report in reports:
+            record.reports.add(rank, report)
+        if reports:
+            held.note_report()
+        if record.reports.all_reported and not was_complete:
+            _log_completion(record)
+
+    def status(self) -> RuntimeStatus:
+        return RuntimeStatus(
+            version=__version__,
+            daemon_id=self.daemon_id,
+            pid=os.getpid(),
+            uptime_seconds=time.monotonic() - self._started,
+            stored_bytes=self.budget.used,
+            stored_bytes_limit=self.budget.limit,
+            ep_groups=self.groups.status(),
+            steps=tuple(self.steps[number].status() for number in sorted(self.steps)),
+        )
+
+    # Room
+
+    def _step(self, number: int) -> Step:
+        held = self.steps.get(number)
+        if held is None:
+            raise UnknownError(
+                f"step {number} is not known or was released; upload its foresight first"
+            )
+        return held
+
+    def _reserve(self, size: int, keep: int | None = None) -> None:
+        """Reserve bytes, if need be releasing finished steps, but never ``keep``.
+
+        Raises ExhaustedError, releasing nothing, when that would not be enough.
+        """
+        doomed: list[int] = []
+        freed = 0
+        for number in self._finished_steps():
+            if self.budget.fits(size - freed):
+                break
+            if number != keep:
+                doomed.append(number)
+                freed += self.steps[number].stored_bytes
+        if self.budget.fits(size - freed):
+            for number in doomed:
+                self._retire(number)
+        self.budget.reserve(size)
+
+    def _make_room_for_step(self) -> None:
+        if len(self.steps) < self._config.max_steps:
+            return
+        finished = next(self._finished_steps(), None)
+        if finished is None:
+            raise ExhaustedError(
+                f"{len(self.steps)} steps are held, the oldest is {min(self.steps)}; release "
+                "steps that are done, or start the daemon with a higher --max-steps"
+            )
+        self._retire(finished)
+
+    def _retire(self, number: int) -> None:
+        log.info("step %d is finished; released to make room", number)
+        self.release_step(number)
+
+    def _finished_steps(self) -> Iterator[int]:
+        """Steps that nobody needs any more, oldest first."""
+        return (number for number in sorted(self.steps) if self._is_finished(self.steps[number]))
+
+    def _is_finished(self, step: Step) -> bool:
+        """Whether every EP group of the step has reported all of it or works on a later step."""
+        later = [held for number, held in self.steps.items() if number > step.number]
+        if not step.groups():
+            return any(held.state is StepState.EXECUTING for held in later)
+        return all(
+            step.is_complete(ep_group) or any(held.has_reports(ep_group) for held in later)
+            for ep_group in step.groups()
+        )
+
+
+def _log_completion(record: StageRecord) -> None:
+    reports = record.reports
+    log.info(
+        "step %d %s of %s: done, measured imbalance %.3f, exposed %.3f s, host %d bytes, "
+        "peer %d bytes, gradients %d bytes, %d of %d micro-steps degraded",
+        record.step,
+        record.stage,
+        record.ep_group,
+        reports.measured_imbalance,
+        reports.exposed_seconds,
+        reports.host_bytes,
+        reports.peer_bytes,
+        reports.gradient_bytes,
+        reports.degraded,
+        len(record.schedule),
+    )

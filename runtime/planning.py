@@ -1,0 +1,178 @@
+"""Planning: from a stage's schedule and foresight to plans, on worker threads."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.errors import InvalidInputError, UnknownError
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.imbalance import imbalance
+from foremoe.planner.plan import Plan, home_tokens, placement_digest
+from foremoe.planner.policies import Policy
+from foremoe.planner.problem import StageProblem, Topology
+from foremoe.rpc.foresight import UploadHeader
+from foremoe.rpc.registration import RankRegistration
+from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
+from foremoe.runtime.store import ForesightStore
+
+Histogram = NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlanningJob:
+    """All a worker needs; nothing in it changes while the worker reads it.
+
+    histograms: of every sequence by micro-step and rank, uint32 ``[layers of the foresight, E]``.
+    rows: the EP group's layers as rows of the histograms, int64 ``[L]``.
+    """
+
+    record: StageRecord
+    group: RankRegistration
+    histograms: list[list[list[Histogram]]]
+    rows: NDArray[np.int64]
+    target: float | None
+
+
+class PlanSink(Protocol):
+    """Who gets the plans of a job; planning ends with exactly one of finish and fail."""
+
+    def publish(self, record: StageRecord, plan: PlannedMicroStep) -> None: ...
+    def finish_planning(self, record: StageRecord, summary: PlanningSummary) -> None: ...
+    def fail_planning(self, record: StageRecord, error: BaseException) -> None: ...
+
+
+def planning_job(
+    record: StageRecord, group: RankRegistration, foresight: ForesightStore, target: float | None
+) -> PlanningJob:
+    """Look up all that the record's schedule names.
+
+    Raises UnknownError for a sequence without foresight, InvalidInputError when the foresight is
+    of another model than the group's.
+    """
+    sequences = foresight.sequences
+    for index, micro_step in enumerate(record.schedule):
+        for rank, ids in enumerate(micro_step.ranks):
+            for sequence_id in ids:
+                if sequence_id not in sequences:
+                    raise UnknownError(
+                        f"micro_steps[{index}].ranks[{rank}]: sequence {sequence_id[:80]!r} has no "
+                        f"foresight in step {record.step}; upload it before the schedule"
+                    )
+    histograms = [
+        [[sequences[sequence_id].histogram for sequence_id in ids] for ids in micro_step.ranks]
+        for micro_step in record.schedule
+    ]
+    return PlanningJob(record, group, histograms, _layer_rows(foresight.header, group), target)
+
+
+def _layer_rows(header: UploadHeader, group: RankRegistration) -> NDArray[np.int64]:
+    if header.num_experts != group.num_experts:
+        raise InvalidInputError(
+            f"step {header.step}: its foresight has {header.num_experts} experts per layer, "
+            f"EP group {group.ep_group!r} has {group.num_experts}"
+        )
+    row_of = {layer: row for row, layer in enumerate(header.layers)}
+    missing = [layer for layer in group.layers if layer not in row_of]
+    if missing:
+        raise InvalidInputError(
+            f"step {header.step}: its foresight has no layer {missing[0]}, which EP group "
+            f"{group.ep_group!r} computes"
+        )
+    return np.array([row_of[layer] for layer in group.layers], np.int64)
+
+
+def stage_problem(job: PlanningJob) -> StageProblem:
+    """The planner's question for a job: loads added up from histograms, homes contiguous."""
+    group, schedule = job.group, job.record.schedule
+    layers, experts = len(group.layers), group.num_experts
+    load = np.zeros((len(schedule), layers, group.ranks, experts), np.int64)
+    for micro_step, ranks in enumerate(job.histograms):
+        for rank, histograms in enumerate(ranks):
+            for histogram in histograms:
+                load[micro_step, :, rank] += histogram[job.rows]
+    return StageProblem(
+        load=load,
+        home=contiguous_homes(layers, experts, group.ranks),
+        mini_batch=np.array([micro_step.mini_batch for micro_step in schedule], np.int32),
+        topology=Topology(group.ranks, group.ranks_per_node),
+        spare_slots=group.spare_slots,
+        target=job.target,
+    )
+
+
+class PlanningRun:
+    """One job being planned: iterate for the plans, then ask for the summary."""
+
+    def __init__(self, job: PlanningJob, policy: Policy) -> None:
+        self._job = job
+        self._policy = policy
+        self._plans: list[Plan] = []
+        self._seconds = 0.0
+
+    def __iter__(self) -> Iterator[PlannedMicroStep]:
+        """Each plan as soon as it is made; ends early when the step is released."""
+        job = self._job
+        layer_ids = np.array(job.group.layers, np.int32)
+        begin = time.perf_counter()
+        for index, plan in enumerate(self._policy(stage_problem(job))):
+            if job.record.cancelled.is_set():
+                return
+            digest = placement_digest(
+                job.record.step, job.record.stage, index, layer_ids, plan.home, plan.replica_expert
+            )
+            self._plans.append(plan)
+            self._seconds = time.perf_counter() - begin
+            yield PlannedMicroStep(
+                index, plan.home, plan.replica_expert, plan.replica_tokens, digest
+            )
+
+    def summary(self) -> PlanningSummary:
+        """What planning gained; reckoned after the last plan is out, so that no plan waits."""
+        plans = self._plans
+        if not plans:
+            return PlanningSummary(0.0, 0.0, 0.0, self._seconds)
+        before = [float(imbalance(home_tokens(plan.load, plan.home)).mean()) for plan in plans]
+        after = [float(imbalance(plan.rank_tokens()).mean()) for plan in plans]
+        replicas = sum(plan.replicas() for plan in plans) / len(plans) / len(self._job.group.layers)
+        return PlanningSummary(
+            float(np.mean(before)), float(np.mean(after)), replicas, self._seconds
+        )
+
+
+class PlanningPool:
+    """Worker threads; the kernels run without the GIL.
+
+    ``post`` hands a call to the thread that owns the sink and keeps the order of calls.
+    """
+
+    def __init__(
+        self, policy: Policy, workers: int, post: Callable[[Callable[[], None]], object]
+    ) -> None:
+        self._policy = policy
+        self._post = post
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="foremoe-planning")
+
+    def start(self, job: PlanningJob, sink: PlanSink) -> None:
+        """Queue a job; a worker takes it as soon as one is free."""
+        future = self._executor.submit(self._plan, job, sink)
+        future.add_done_callback(partial(self._report_failure, job, sink))
+
+    def close(self) -> None:
+        """Drop the queued jobs and wait for those being planned; cancel their records first."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _plan(self, job: PlanningJob, sink: PlanSink) -> None:
+        run = PlanningRun(job, self._policy)
+        for plan in run:
+            self._post(partial(sink.publish, job.record, plan))
+        self._post(partial(sink.finish_planning, job.record, run.summary()))
+
+    def _report_failure(self, job: PlanningJob, sink: PlanSink, future: Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._post(partial(sink.fail_planning, job.record, error))
