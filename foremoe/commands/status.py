@@ -58,14 +58,17 @@ def print_status(status: RuntimeStatus, console: Console) -> None:
 
 
 def _stage_table(step: StepStatus) -> Table:
-    table = Table("EP group", "stage", "planned", "imbalance", "replicas", "degraded", "planning")
+    table = Table("EP group", "stage", "planned")
+    table.add_column("imbalance", no_wrap=True)
+    for heading in ("replicas/layer", "degraded", "planning"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in step.stages:
         table.add_row(
             stage.ep_group,
             stage.stage,
             f"{stage.planned}/{stage.micro_steps}",
             f"{stage.imbalance_before:.3f} -> {stage.imbalance_after:.3f}",
-            f"{stage.replicas:.2f} a layer",
+            f"{stage.replicas:.2f}",
             str(stage.degraded),
             f"{stage.planning_seconds * 1e3:.1f} ms",
         )

@@ -1,0 +1,67 @@
+"""A daemon as its own process, for tests: started, waited for, ended by its pid."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from foremoe.rpc.address import parse_address
+from foremoe.rpc.channel import open_channel
+
+START_SECONDS = 60.0
+
+
+class DaemonProcess:
+    """``foremoe serve --socket SOCKET OPTIONS``; its output is in ``log``."""
+
+    def __init__(self, socket: Path, *options: str) -> None:
+        self.address = str(socket)
+        self.log = socket.with_suffix(".log")
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "foremoe", "serve", "--socket", self.address, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=socket.parent,
+            )
+
+    def wait_serving(self) -> Self:
+        """Return when the health service says SERVING."""
+        with open_channel(parse_address(self.address)) as channel:
+            answer = HealthStub(channel).Check(
+                HealthCheckRequest(), wait_for_ready=True, timeout=START_SECONDS
+            )
+        assert answer.status == HealthCheckResponse.SERVING, self.log.read_text()
+        return self
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+    def open_channel(self) -> grpc.Channel:
+        return open_channel(parse_address(self.address))
+
+    def __enter__(self) -> Self:
+        return self.wait_serving()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.kill()
