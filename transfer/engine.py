@@ -54,7 +54,8 @@ class TransferEngine:
 
         layers: global layer ids. home_weights(layer, expert): the parameters of an expert whose
         home is this rank, in the layout's shapes and dtype. limit_bytes: for slots and returning
-        gradients. home: int32 ``[L, E]``, contiguous homes by default.
+        gradients. wait_seconds: how long any wait lasts at most; one send or receive may last half
+        of it. home: int32 ``[L, E]``, contiguous homes by default.
 
         Raises ExhaustedError when the slots exceed ``limit_bytes``, InvalidInputError on arguments
         that cannot work, ConflictError when the ranks' arguments differ.
@@ -86,8 +87,10 @@ class TransferEngine:
         self._inbox = GradientInbox(layout.gradient_layout(), left)
         if peer_group is not None:
             self._check_agreement(peer_group)
+        # A path gives up at half time, so that another one can serve before the waiter gives up.
+        path_seconds = wait_seconds / 2
         self._host = (
-            SharedMemoryTransport(rank, cache, self._pool, self._statistics, wait_seconds)
+            SharedMemoryTransport(rank, cache, self._pool, self._statistics, path_seconds)
             if cache
             else None
         )
@@ -102,7 +105,7 @@ class TransferEngine:
                 self._inbox,
                 self._host,
                 self._statistics,
-                wait_seconds,
+                path_seconds,
             )
             if peer_group is not None and topology.ranks > 1
             else None
@@ -191,7 +194,8 @@ class TransferEngine:
     def collect_gradients(self) -> list[ReturnedGradient]:
         """Wait for all gradients of own experts returned so far; by (layer, expert, rank).
 
-        Their tensors are valid until the next collection. Raises TransferError when one is lost.
+        Their tensors are valid until the next ``return_gradients`` or ``collect_gradients``. Raises
+        TransferError when one is lost or late.
         """
         started = time.monotonic()
         returned = self._inbox.collect(self._wait_seconds)

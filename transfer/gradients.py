@@ -26,7 +26,8 @@ class GradientCopy:
 class ReturnedGradient:
     """What the replica on ``rank`` computed for one of this rank's own experts.
 
-    gradients: float32 (float64 for float64 weights), valid until the next collection.
+    gradients: float32 (float64 for float64 weights), valid until the next ``return_gradients`` or
+        ``collect_gradients`` of the engine.
     """
 
     layer: int
@@ -52,9 +53,13 @@ class GradientInbox:
     def expect(self, copies: Sequence[GradientCopy]) -> list[Tensor]:
         """Buffers (uint8 slabs) for ``copies``, which must all arrive before ``collect`` returns.
 
+        The buffers of the last collection are used again from now on.
+
         Raises ExhaustedError when the limit does not allow that many gradients under way.
         """
         with self._changed:
+            self._free += self._lent
+            self._lent = []
             new = max(0, len(copies) - len(self._free))
             needed = (self._buffers + new) * self.layout.nbytes
             if self._limit_bytes is not None and needed > self._limit_bytes:
@@ -81,8 +86,7 @@ class GradientInbox:
     def collect(self, wait_seconds: float) -> list[ReturnedGradient]:
         """All gradients expected so far, ascending by (layer, expert, rank).
 
-        The buffers of the collection before this one are used again from now on. Raises
-        TransferError when a gradient is lost or late.
+        Raises TransferError when a gradient is lost or late.
         """
         deadline = time.monotonic() + wait_seconds
         with self._changed:

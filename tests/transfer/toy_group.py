@@ -45,11 +45,13 @@ class ToyRank:
         peer: bool = True,
         spare_slots: int = 2,
         dtype: torch.dtype = torch.bfloat16,
+        experts: int = EXPERTS,
         **options: Any,
     ) -> None:
         self.rank, self.ranks = rank, ranks
         self.layout = layout(dtype)
-        self.home = contiguous_homes(len(LAYERS), EXPERTS, ranks)
+        self.experts = experts
+        self.home = contiguous_homes(len(LAYERS), experts, ranks)
         self.generation = 0
         self.topology = options.pop("topology", Topology(ranks, ranks))
         self.cache = None if directory is None else self._open_cache(directory)
@@ -62,7 +64,7 @@ class ToyRank:
             rank,
             self.topology,
             LAYERS,
-            EXPERTS,
+            experts,
             self.layout,
             spare_slots,
             cache=self.cache,
@@ -75,6 +77,13 @@ class ToyRank:
         """Give own experts their next weights and tell the engine."""
         self._step_parameters(self.generation + 1)
         self.engine.weights_changed()
+        self.generation += 1
+
+    def move_homes(self, home: NDArray[np.int32]) -> None:
+        """Let experts live elsewhere from the next generation on."""
+        self.home = home
+        self._step_parameters(self.generation + 1)
+        self.engine.weights_changed(home)
         self.generation += 1
 
     def home_of(self, layer: int) -> NDArray[np.int32]:
@@ -106,6 +115,7 @@ class ToyRank:
             self.cache.close()
 
     def _step_parameters(self, generation: int) -> None:
+        self.parameters.clear()
         for row, layer in enumerate(LAYERS):
             for expert in np.flatnonzero(self.home[row] == self.rank).tolist():
                 self.parameters[layer, expert] = true_weights(
@@ -114,15 +124,16 @@ class ToyRank:
 
     def _open_cache(self, directory: Path) -> HostExpertCache:
         per_node = self.topology.ranks_per_node
+        capacity = self.experts // self.topology.nodes
         leader = self.rank % per_node == 0
         cache = None
         if leader:
-            cache = HostExpertCache.create(directory, LAYERS, EXPERTS, self.layout, per_node)
+            cache = HostExpertCache.create(directory, LAYERS, capacity, self.layout, per_node)
         paths: list[Any] = [None] * self.ranks
         dist.all_gather_object(paths, str(cache.path) if cache else None)
         if cache is None:
             path = paths[self.rank - self.rank % per_node]
-            cache = HostExpertCache.attach(path, LAYERS, EXPERTS, self.layout)
+            cache = HostExpertCache.attach(path, LAYERS, capacity, self.layout)
         dist.barrier()
         if leader:
             cache.unlink()

@@ -1,0 +1,191 @@
+"""Lost and silent ranks: another path, a clear error, never a hang and never wrong bytes."""
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from foremoe.errors import TransferError
+from foremoe.transfer.copies import Path as CopyPath
+from foremoe.transfer.paths import PathSpeed
+from tests.processes import _context as processes
+from tests.processes import run_ranks
+from tests.transfer.toy_group import LAYERS, ToyRank
+
+WANTED = np.array([[4, 5], [0, 1]], np.int32)
+PEER_FIRST = PathSpeed(host=1.0, peer=1e6)
+WAIT_SECONDS = 1.0
+SOON = 4.0
+
+
+class _Clock:
+    """Asserts that a block ended long before anything could be called a hang."""
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        assert time.monotonic() - self._started < WAIT_SECONDS + SOON
+
+
+def _silent(rank: int, directory: Path | None) -> None:
+    """Rank 1 is alive but never passes the hook points."""
+    toy = ToyRank(rank, 2, directory, wait_seconds=WAIT_SECONDS, speed=PEER_FIRST)
+    toy.step_optimizer()
+    if rank == 0:
+        toy.promise(3, WANTED)
+        with _Clock(), pytest.raises(TransferError, match="peer path lost on rank 0"):
+            toy.engine.acquire(3)
+        assert toy.engine.peer_path_lost
+        toy.engine.abandon()
+        toy.promise(3, WANTED)
+        with _Clock(), pytest.raises(TransferError, match="peer path lost on rank 0"):
+            toy.engine.acquire(3)
+    with _Clock():
+        toy.close()
+    dist.barrier()
+
+
+def test_a_silent_rank_is_an_error_within_the_deadline() -> None:
+    run_ranks(_silent, 2, None)
+
+
+def _silent_with_cache(rank: int, directory: Path) -> list[str]:
+    toy = ToyRank(rank, 2, directory, wait_seconds=WAIT_SECONDS, speed=PEER_FIRST)
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("foremoe.transfer").addHandler(handler)
+    toy.step_optimizer()
+    if rank == 0:
+        for layer in LAYERS:
+            toy.promise(layer, WANTED)
+        for layer in LAYERS:
+            with _Clock():
+                toy.acquire_checked(layer, WANTED)
+        seen = toy.engine.statistics()
+        assert seen.copies == {CopyPath.HOST: 6}
+        assert seen.exposed_seconds[0] > WAIT_SECONDS / 4
+        for layer in LAYERS:
+            toy.engine.return_gradients(layer)
+        with _Clock(), pytest.raises(TransferError, match="peer path lost"):
+            toy.engine.collect_gradients()
+        assert toy.engine.collect_gradients() == []
+        with _Clock(), pytest.raises(TransferError, match=r"local ranks \[1\] did not follow"):
+            toy.step_optimizer()
+    toy.close()
+    dist.barrier()
+    return messages
+
+
+def test_the_host_cache_serves_when_the_peer_path_is_lost(tmp_path: Path) -> None:
+    messages, _ = run_ranks(_silent_with_cache, 2, tmp_path)
+    assert len(messages) == 1
+    assert "the host cache serves in its place" in messages[0]
+
+
+def _lost_gradients(rank: int) -> None:
+    toy = ToyRank(rank, 2, None, wait_seconds=WAIT_SECONDS)
+    toy.step_optimizer()
+    toy.promise(3, WANTED)
+    toy.acquire_checked(3, WANTED)
+    if rank == 0:
+        toy.engine.return_gradients(3)
+        with _Clock(), pytest.raises(TransferError, match="peer path lost"):
+            toy.engine.collect_gradients()
+    toy.close()
+    dist.barrier()
+
+
+def test_gradients_that_do_not_come_are_an_error_within_the_deadline() -> None:
+    run_ranks(_lost_gradients, 2)
+
+
+def _close_while_waiting(rank: int) -> None:
+    toy = ToyRank(rank, 2, None, wait_seconds=60.0)
+    toy.step_optimizer()
+    if rank == 0:
+        toy.promise(3, WANTED)
+        with _Clock():
+            toy.engine.close(wait_seconds=0.5)
+        left = [t.name for t in threading.enumerate() if t.name.startswith("foremoe")]
+        assert left == []
+    dist.barrier()
+    toy.close()
+
+
+def test_close_is_bounded_while_a_copy_waits_for_a_silent_rank() -> None:
+    run_ranks(_close_while_waiting, 2)
+
+
+def _die(rank: int, directory: Path) -> str:
+    """Rank 2 is killed while its gradients and the next copies are under way."""
+    toy = ToyRank(rank, 3, directory, experts=9, speed=PEER_FIRST)
+    wanted = np.array([[3, 6], [0, 7], [1, 4]], np.int32)
+    toy.step_optimizer()
+    toy.promise(3, wanted)
+    toy.acquire_checked(3, wanted)
+    dist.barrier()
+    if rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    toy.engine.return_gradients(3)
+    toy.promise(3, wanted)
+    toy.promise(5, wanted)
+    started = time.monotonic()
+    with pytest.raises(TransferError, match="peer path lost"):
+        toy.engine.collect_gradients()
+    toy.acquire_checked(3, wanted)
+    toy.acquire_checked(5, wanted)
+    assert time.monotonic() - started < 10, "a dead rank must be noticed without a deadline"
+    toy.engine.release(3)
+    toy.engine.release(5)
+    toy.close()
+    return "survived"
+
+
+def _rank_that_may_die(
+    rank: int, folder: str, answer: Connection, function: Callable[..., Any], directory: Path
+) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=3,
+        timeout=timedelta(seconds=60),
+    )
+    answer.send(function(rank, directory))
+
+
+def test_ranks_survive_a_killed_one_and_nothing_stays_in_shared_memory(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [processes.Pipe(duplex=False) for _ in range(3)]
+        ranks = [
+            processes.Process(
+                target=_rank_that_may_die, args=(rank, folder, pipes[rank][1], _die, tmp_path)
+            )
+            for rank in range(3)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            for rank in (0, 1):
+                assert pipes[rank][0].poll(60), f"rank {rank} hangs"
+                assert pipes[rank][0].recv() == "survived"
+            ranks[2].join(10)
+            assert ranks[2].exitcode == -signal.SIGKILL
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+    assert list(tmp_path.iterdir()) == []
