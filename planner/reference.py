@@ -4,7 +4,7 @@ Everything here is dicts, lists and integers; nothing is compiled and nothing is
 kernels, yet every plan equals theirs byte for byte. Start at ``plan_layer``.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import floor
 
@@ -12,6 +12,10 @@ import numpy as np
 
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem, Topology
+
+# As in foremoe.planner.replicas: quarters of the slack a match may waste, own node first.
+RULES = [(2, True), (2, False), (4, False), (0, True), (0, False)]
+JUDGE = (0, False)
 
 
 @dataclass
@@ -57,29 +61,6 @@ class Draft:
         return len(placed), sum(not self.near(rank, self.home[e]) for rank, e in placed)
 
 
-Rule = Callable[[Draft, int], bool]
-
-
-def lean(draft: Draft, threshold: int) -> bool:
-    """The fullest rank gives exactly what it has above the threshold."""
-    return _push(draft, threshold, exactly=True)
-
-
-def full(draft: Draft, threshold: int) -> bool:
-    """The fullest rank fills a receiver, even if that leaves it below the threshold."""
-    return _push(draft, threshold, exactly=False)
-
-
-def pull(draft: Draft, threshold: int) -> bool:
-    """The emptiest rank fills a slot from whoever offers the largest piece."""
-    return _pull(draft, threshold, prefer_near=False)
-
-
-def pull_near(draft: Draft, threshold: int) -> bool:
-    """As ``pull``, but between equal pieces from its own node first."""
-    return _pull(draft, threshold, prefer_near=True)
-
-
 def plan_layer(
     weight: dict[int, int],
     home: dict[int, int],
@@ -93,14 +74,13 @@ def plan_layer(
     def blank() -> Draft:
         return Draft(weight, home, topology, spare_slots)
 
-    rules: list[Rule] = [lean, full, pull_near, pull]
-    if topology.nodes == 1:
-        rules.remove(pull_near)
-
     def cheapest(threshold: int, best: Draft | None) -> Draft | None:
-        for rule in rules:
+        for quarters, near_first in RULES:
+            if near_first and topology.nodes == 1:
+                continue
             draft = blank()
-            if rule(draft, threshold) and (best is None or draft.cost() < best.cost()):
+            reached = attempt(draft, threshold, quarters, near_first)
+            if reached and (best is None or draft.cost() < best.cost()):
                 best = draft
         return best
 
@@ -115,13 +95,13 @@ def plan_layer(
         if reached_goal:
             return reached_goal.replicas
 
-    # Otherwise bisect for the lowest threshold, starting at the lower bound, with pull as judge.
+    # Otherwise bisect for the lowest threshold, starting at the lower bound, by pulls alone.
     best = None
     low, high = max(bound, goal + 1), max(without.tokens)
     threshold = low
     while low < high:
         draft = blank()
-        reached = pull(draft, threshold)
+        reached = attempt(draft, threshold, *JUDGE)
         if max(draft.tokens) < high:
             best, high = draft, max(draft.tokens)
         if not reached:
@@ -136,55 +116,63 @@ def plan_layer(
     return best.replicas
 
 
-def _push(draft: Draft, threshold: int, exactly: bool) -> bool:
-    ranks = range(draft.topology.ranks)
-    while max(draft.tokens) > threshold:
-        donor = draft.tokens.index(max(draft.tokens))
-        offer = draft.left[draft.largest(donor)]
-        if exactly:
-            offer = min(offer, draft.tokens[donor] - threshold)
+def attempt(draft: Draft, threshold: int, quarters: int, near_first: bool) -> bool:
+    """Move pieces until no rank is above the threshold; False if that is impossible."""
+    while any(count > threshold for count in draft.tokens):
+        donors = [rank for rank, count in enumerate(draft.tokens) if count > threshold]
         receivers = [
-            rank for rank in ranks if draft.tokens[rank] < threshold and draft.has_free_slot(rank)
+            rank
+            for rank, count in enumerate(draft.tokens)
+            if count < threshold and draft.has_free_slot(rank)
         ]
-        if not receivers:
-            return False
+        need = {rank: draft.tokens[rank] - threshold for rank in donors}
         room = {rank: threshold - draft.tokens[rank] for rank in receivers}
-        # The largest piece, then the donor's own node, then the tightest fit, then the lowest rank.
-        receiver = max(
-            receivers,
-            key=lambda r: (min(offer, room[r]), draft.near(r, donor), -room[r], -r),
-        )
-        draft.give(donor, receiver, min(offer, room[receiver]))
-    return True
-
-
-def _pull(draft: Draft, threshold: int, prefer_near: bool) -> bool:
-    ranks = range(draft.topology.ranks)
-    while max(draft.tokens) > threshold:
-        receivers = [
-            rank for rank in ranks if draft.tokens[rank] < threshold and draft.has_free_slot(rank)
-        ]
-        if not receivers:
+        slack = sum(room.values()) - sum(need.values())
+        if slack < 0 or not receivers:
             return False
-        receiver = min(receivers, key=lambda r: (draft.tokens[r], r))
-        room = threshold - draft.tokens[receiver]
-        piece = {
-            donor: min(room, draft.left[draft.largest(donor)])
-            for donor in ranks
-            if draft.tokens[donor] > threshold
-        }
-        # The largest piece, then (if asked) the own node, then the fullest, then the lowest rank.
-        donor = max(
-            piece,
-            key=lambda d: (
-                piece[d],
-                prefer_near and draft.near(d, receiver),
-                draft.tokens[d],
-                -d,
-            ),
-        )
-        draft.give(donor, receiver, piece[donor])
+        matched = quarters > 0 and _match(draft, need, room, slack * quarters // 4, near_first)
+        if not matched:
+            _pull(draft, need, room, near_first)
     return True
+
+
+def _match(
+    draft: Draft, need: dict[int, int], room: dict[int, int], most_waste: int, near_first: bool
+) -> bool:
+    """Settle one donor with one receiver: own node first if asked, then the least waste."""
+    pairs = [
+        (
+            not (near_first and draft.near(donor, receiver)),
+            room[receiver] - need[donor],
+            donor,
+            receiver,
+        )
+        for donor in need
+        for receiver in room
+        if 0 <= room[receiver] - need[donor] <= most_waste
+        and draft.left[draft.largest(donor)] >= need[donor]
+    ]
+    if not pairs:
+        return False
+    *_, donor, receiver = min(pairs)
+    draft.give(donor, receiver, need[donor])
+    return True
+
+
+def _pull(draft: Draft, need: dict[int, int], room: dict[int, int], near_first: bool) -> None:
+    """The emptiest receiver takes the largest piece, own node first if asked, then the fullest."""
+    receiver = max(room, key=lambda rank: (room[rank], -rank))
+    piece = {rank: min(room[receiver], draft.left[draft.largest(rank)]) for rank in need}
+    donor = max(
+        need,
+        key=lambda rank: (
+            piece[rank],
+            near_first and draft.near(rank, receiver),
+            draft.tokens[rank],
+            -rank,
+        ),
+    )
+    draft.give(donor, receiver, piece[donor])
 
 
 def lower_bound(

@@ -3,41 +3,40 @@
 For one layer, w_e pairs per expert, fixed homes and R spare slots per rank, find replicas and
 quotas that bring every rank to at most a threshold T. All numbers are pairs, all integers.
 
-Three greedy rules turn a threshold into a draft; each keeps every rank that was at or below T
-there, so an (expert, receiver) pair is never met twice:
+A draft moves one piece after another from a rank above T, the donor, to a rank below T with a free
+slot, the receiver, until no rank is above T. The donor always offers its largest expert, the
+receiver never rises above T. Each move is the first of these that is possible:
 
-* lean: the fullest rank gives away exactly what it has above T, in pieces as large as the
-  receivers allow. Few replicas, but slots are left partly empty.
-* full: the fullest rank fills the emptiest receiver, even if it drops below T itself and becomes
-  a receiver. No room is wasted.
-* pull: the emptiest rank with a free slot fills it from the rank above T that offers the largest
-  piece, between equal pieces from the fullest one. The pairing of the alias method (Walker 1977,
-  Vose 1991) under a limit of R slots; it reaches the lowest thresholds.
+* match: the donor gives exactly what it has above T to one receiver with room for all of it. Of
+  all such pairs the one with the least waste, the room left over. Waste counts only up to a share
+  of the slack, the room that the ranks below T have beyond what the ranks above T must give. Each
+  match settles two ranks with one replica, so many matches mean few replicas.
+* pull: the emptiest receiver fills up, from the donor that offers the largest piece, between equal
+  pieces from the fullest. The donor may drop below T and become a receiver: no room is wasted.
+  This is the pairing of the alias method (Walker 1977, Vose 1991) under a limit of R slots.
 
-A rank always offers its largest expert. Lean and full prefer a receiver in the donor's own node
-between equal pieces; pull comes in a second form that prefers donors of the receiver's own node.
-All remaining ties go to the lowest rank and the lowest expert, so a plan is a function of its
-input.
+A rule says how large a share of the slack a match may waste (none at all: only pulls) and whether
+pairs within a node come first, before less waste and fuller donors. All remaining ties go to the
+lowest rank and the lowest expert, so a plan is a function of its input.
 
 Without a goal the threshold is bisected between the lower bound and the load without replicas,
-with pull as the judge. With a goal, the goal is the threshold as long as any rule reaches it. At
-the threshold found, every rule drafts once and the draft with the fewest replicas wins, between
-equals the one with fewer replicas outside their home's node.
+with pulls alone as the judge: they reach the lowest thresholds. With a goal, the goal is the
+threshold as long as any rule reaches it. At the threshold found, every rule drafts once and the
+draft with the fewest replicas wins, between equals the one with fewer replicas outside their
+home's node, between equals the earlier rule.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.planner.kernel import kernel
 
-RULES = 4
-LEAN: Any
-FULL: Any
-PULL_NEAR: Any
-PULL: Any
-LEAN, FULL, PULL_NEAR, PULL = np.arange(RULES)  # not int: numba would compile each value apart
+# (share of the slack a match may waste, in quarters; own node first), in the order of trial.
+# Values of numpy, not int and bool: numba would compile a kernel for each of those apart.
+RULES = np.array([[2, 1], [2, 0], [4, 0], [0, 1], [0, 0]])
+JUDGE = RULES[-1]
 
 
 class Layer(NamedTuple):
@@ -109,7 +108,7 @@ def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) 
     low = max(bound, goal + 1)
     threshold = low
     while low < high:
-        reached = _attempt(PULL, layer, draft, threshold)
+        reached = _attempt(layer, draft, threshold, JUDGE[0], JUDGE[1])
         busiest = _highest(draft.tokens)
         if busiest < high:
             high = busiest
@@ -122,16 +121,16 @@ def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) 
 
 @kernel
 def _fewest_replicas(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
-    """Draft by every rule at ``threshold``, which is below what homes alone reach.
+    """Draft by every rule at ``threshold``, which is not above what homes alone reach.
 
     Keeps the cheapest in ``best``, which has no replicas unless it reaches ``threshold`` itself.
     False if no draft does.
     """
     cheapest = _copies(layer, best)
-    for rule in range(RULES):
-        if rule == PULL_NEAR and layer.ranks_per_node == len(layer.home_load):
+    for quarters, near_first in RULES:
+        if near_first and layer.ranks_per_node == len(layer.home_load):
             continue
-        if not _attempt(rule, layer, draft, threshold):
+        if not _attempt(layer, draft, threshold, quarters, near_first):
             continue
         copies = _copies(layer, draft)
         if cheapest[0] == 0 or copies < cheapest:
@@ -154,82 +153,95 @@ def _copies(layer: Layer, draft: Draft) -> tuple[int, int]:
 
 
 @kernel
-def _attempt(rule: int, layer: Layer, draft: Draft, threshold: int) -> bool:
+def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, near_first: int) -> bool:
     """Draft by one rule; True if every rank ends at or below ``threshold``."""
     _reset(layer, draft)
-    if rule >= PULL_NEAR:
-        return _pull(layer, draft, threshold, rule == PULL_NEAR)
-    return _push(layer, draft, threshold, rule == LEAN)
+    while True:
+        excess, slack = _slack(draft, threshold)
+        if excess == 0:
+            return True
+        if slack < 0:
+            return False
+        if quarters > 0 and _match(layer, draft, threshold, slack * quarters // 4, near_first):
+            continue
+        if not _pull(layer, draft, threshold, near_first):
+            return False
 
 
 @kernel
-def _push(layer: Layer, draft: Draft, threshold: int, lean: bool) -> bool:
-    """The fullest rank gives, until no rank is above the threshold or nobody can take."""
+def _slack(draft: Draft, threshold: int) -> tuple[int, int]:
+    """Pairs above the threshold, and the room below it, in free slots, beyond those."""
     slots = draft.expert.shape[1]
-    while True:
-        donor = 0
-        for rank in range(1, len(draft.tokens)):
-            if draft.tokens[rank] > draft.tokens[donor]:
-                donor = rank
-        need = draft.tokens[donor] - threshold
-        if need <= 0:
-            return True
-        offer = draft.left[draft.largest[donor]]
-        if lean:
-            offer = min(offer, need)
-        receiver = -1
-        piece, near, room = 0, False, 0
-        for rank in range(len(draft.tokens)):
-            rank_room = threshold - draft.tokens[rank]
-            if rank_room <= 0 or draft.used[rank] == slots:
-                continue
-            rank_piece = min(offer, rank_room)
-            rank_near = _near(layer, rank, donor)
-            # Between equal pieces: own node first, then the tightest fit.
-            if (rank_piece, rank_near, -rank_room) > (piece, near, -room):
-                receiver = rank
-                piece, near, room = rank_piece, rank_near, rank_room
-        if receiver < 0:
-            return False
-        _give(layer, draft, donor, receiver, piece)
+    excess = 0
+    room = 0
+    for rank in range(len(draft.tokens)):
+        above = draft.tokens[rank] - threshold
+        if above > 0:
+            excess += above
+        elif draft.used[rank] < slots:
+            room -= above
+    return excess, room - excess
 
 
 @kernel
-def _pull(layer: Layer, draft: Draft, threshold: int, prefer_near: bool) -> bool:
-    """The emptiest rank takes, until no rank is above the threshold or no slot is free."""
+def _match(layer: Layer, draft: Draft, threshold: int, most_waste: int, near_first: int) -> bool:
+    """Settle one donor with one receiver; False if no pair wastes at most ``most_waste``."""
     slots = draft.expert.shape[1]
-    while True:
-        receiver = -1
-        above = False
-        for rank in range(len(draft.tokens)):
-            if draft.tokens[rank] > threshold:
-                above = True
-            elif draft.used[rank] < slots and (
-                receiver < 0 or draft.tokens[rank] < draft.tokens[receiver]
-            ):
-                receiver = rank
-        if not above:
-            return True
-        if receiver < 0 or draft.tokens[receiver] == threshold:
-            return False
-        room = threshold - draft.tokens[receiver]
-        donor = -1
-        piece, near, tokens = 0, False, 0
-        for rank in range(len(draft.tokens)):
-            rank_tokens = draft.tokens[rank]
-            if rank_tokens <= threshold:
+    donor, receiver = -1, -1
+    near, waste = 0, most_waste + 1
+    for giver in range(len(draft.tokens)):
+        need = draft.tokens[giver] - threshold
+        if need <= 0 or draft.left[draft.largest[giver]] < need:
+            continue
+        for taker in range(len(draft.tokens)):
+            pair_waste = threshold - draft.tokens[taker] - need
+            if pair_waste < 0 or pair_waste > most_waste or draft.used[taker] == slots:
                 continue
-            rank_piece = min(room, draft.left[draft.largest[rank]])
-            rank_near = prefer_near and _near(layer, rank, receiver)
-            if (rank_piece, rank_near, rank_tokens) > (piece, near, tokens):
+            pair_near = near_first * _near(layer, taker, giver)
+            if pair_near > near or (pair_near == near and pair_waste < waste):
+                donor, receiver = giver, taker
+                near, waste = pair_near, pair_waste
+    if donor < 0:
+        return False
+    _give(layer, draft, donor, receiver, draft.tokens[donor] - threshold)
+    return True
+
+
+@kernel
+def _pull(layer: Layer, draft: Draft, threshold: int, near_first: int) -> bool:
+    """Fill one slot of the emptiest receiver; False if there is no receiver."""
+    slots = draft.expert.shape[1]
+    receiver = -1
+    for rank in range(len(draft.tokens)):
+        if (
+            draft.tokens[rank] < threshold
+            and draft.used[rank] < slots
+            and (receiver < 0 or draft.tokens[rank] < draft.tokens[receiver])
+        ):
+            receiver = rank
+    if receiver < 0:
+        return False
+    room = threshold - draft.tokens[receiver]
+    donor = -1
+    best = (0, 0, 0)
+    for rank in range(len(draft.tokens)):
+        if draft.tokens[rank] > threshold:
+            piece = min(room, draft.left[draft.largest[rank]])
+            near = near_first * _near(layer, rank, receiver)
+            if (piece, near, draft.tokens[rank]) > best:
                 donor = rank
-                piece, near, tokens = rank_piece, rank_near, rank_tokens
-        _give(layer, draft, donor, receiver, piece)
+                best = (piece, near, draft.tokens[rank])
+    _give(layer, draft, donor, receiver, best[0])
+    return True
 
 
 @kernel
 def _give(layer: Layer, draft: Draft, donor: int, receiver: int, piece: int) -> None:
-    """Put a replica of the donor's largest expert with ``piece`` pairs on the receiver."""
+    """Put a replica of the donor's largest expert with ``piece`` pairs on the receiver.
+
+    The receiver does not hold that expert yet: an earlier piece of it would have filled the
+    receiver, used the expert up or brought the donor to the threshold for good.
+    """
     expert = draft.largest[donor]
     slot = draft.used[receiver]
     draft.expert[receiver, slot] = expert
