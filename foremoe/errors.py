@@ -39,3 +39,7 @@ class StaleGenerationError(ForemoeError):
 
 class TransferError(ForemoeError):
     """Expert weights or gradients could not be moved by any path."""
+
+
+class DemoError(ForemoeError):
+    """A process of the demo ended before its work was done."""

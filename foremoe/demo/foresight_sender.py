@@ -5,7 +5,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from foremoe.client.controller import ControllerClient, ForesightStream
+import numpy as np
+
+from foremoe.client.controller import ControllerClient
+from foremoe.client.foresight_stream import ForesightStream
 from foremoe.demo.sequence import Sequence
 from foremoe.errors import ForemoeError
 
@@ -41,7 +44,7 @@ class ForesightSender:
         if self._stream is None:
             return
         try:
-            self._stream.add(sequence.sequence_id, expert_ids=sequence.expert_ids)
+            self._stream.add(sequence.sequence_id, expert_ids=sequence.expert_ids.astype(np.uint16))
         except ForemoeError as error:
             self._lose(error)
 

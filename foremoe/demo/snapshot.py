@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -27,6 +28,9 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # unsharded parameters are views that come and go
+            module.reshard()
     tensors = [local(parameter.detach()) for parameter in model.parameters()]
     states: list[dict[str, Any]] = list(optimizer.state.values())
     for state in states:

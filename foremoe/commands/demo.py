@@ -1,0 +1,42 @@
+"""``foremoe demo``: the main job, on real processes."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+from foremoe.demo.options import DemoOptions
+
+_HELP = {
+    "ranks": "training processes, 2 or 4",
+    "steps": "RL steps",
+    "seed": "random seed of model, task and sampling",
+    "dtype": "float64 lets the two runs be compared to rounding; float32 is faster",
+    "router_skew": "initial router weights of the first rank's experts, relative to the others'",
+    "spare_slots": "replicas a rank can hold per layer",
+    "kill_daemon_at_step": "kill -9 the daemon during the rollout of this step and start another",
+    "json": "write every step's figures to this file",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments; defaults come from DemoOptions."""
+    defaults = DemoOptions()
+    for field in fields(DemoOptions):
+        if field.name not in _HELP:
+            continue
+        value = getattr(defaults, field.name)
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=Path if field.name == "json" else int if value is None else type(value),
+            default=value,
+            choices=("float32", "float64") if field.name == "dtype" else None,
+            help=_HELP[field.name] + (f" (default {value})" if value is not None else ""),
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run it; DemoError when a process fails."""
+    from foremoe.demo.supervisor import run_demo
+
+    run_demo(DemoOptions(**{name: getattr(options, name) for name in _HELP}))
+    return 0

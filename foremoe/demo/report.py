@@ -1,0 +1,93 @@
+"""The demo's closing table and its JSON report."""
+
+import platform
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+
+from foremoe import __version__
+from foremoe.demo.machine import describe_machine
+from foremoe.demo.options import DemoOptions
+
+MEBIBYTE = 1 << 20
+
+
+def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """The report: options, machine, per-stage figures over all steps, and every step."""
+    stages = {name: _stage(name, steps) for name in ("recompute", "update")}
+    both = [stages["recompute"], stages["update"]]
+    window = max(1, len(steps) // 4)
+    degraded = Counter(
+        reason
+        for step in steps
+        for stage in step["stages"].values()
+        for reason in stage["degraded"].values()
+    )
+    return {
+        "foremoe": __version__,
+        "python": platform.python_version(),
+        "machine": describe_machine(),
+        "options": options.record(),
+        "stages": stages,
+        "speedup": _ratio(both, "seconds_unbalanced", "seconds_balanced"),
+        "speedup_from_balance_alone": _ratio(both, "busiest_tokens_before", "busiest_tokens_after"),
+        "reward_first": float(np.mean([step["reward"] for step in steps[:window]])),
+        "reward_last": float(np.mean([step["reward"] for step in steps[-window:]])),
+        "reward_window_steps": window,
+        "largest_loss_difference": max(step["loss_difference"] for step in steps),
+        "largest_gradient_difference": max(step["gradient_difference"] for step in steps),
+        "largest_gradient": max(step["gradient_scale"] for step in steps),
+        "degraded_micro_steps": dict(degraded),
+        "steps": [{k: v for k, v in step.items() if k != "event"} for step in steps],
+    }
+
+
+def describe(report: dict[str, Any]) -> Group:
+    """What is printed at the end."""
+    table = Table(title="each step run balanced and unbalanced from the same state")
+    for column in ("stage", "imbalance", "seconds", "speedup", "balance alone", "exposed copies"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for column in ("host", "peer", "gradients"):
+        table.add_column(f"{column} MiB", justify="right")
+    for name, stage in report["stages"].items():
+        table.add_row(
+            name,
+            f"{stage['imbalance_before']:.3f} -> {stage['imbalance_after']:.3f}",
+            f"{stage['seconds_unbalanced']:.2f} -> {stage['seconds_balanced']:.2f}",
+            f"{stage['speedup']:.2f}x",
+            f"{stage['speedup_from_balance_alone']:.2f}x",
+            f"{1e3 * stage['exposed_seconds']:.1f} ms",
+            *(f"{stage[f'{path}_bytes'] / MEBIBYTE:.1f}" for path in ("host", "peer", "gradient")),
+        )
+    window = report["reward_window_steps"]
+    lines = [
+        f"recompute + update: {report['speedup']:.2f}x faster balanced; "
+        f"balance alone would allow {report['speedup_from_balance_alone']:.2f}x",
+        f"reward: {report['reward_first']:.3f} (first {window} steps) -> "
+        f"{report['reward_last']:.3f} (last {window})",
+        f"largest difference: loss {report['largest_loss_difference']:.1e}, "
+        f"gradient {report['largest_gradient_difference']:.1e} "
+        f"(largest gradient {report['largest_gradient']:.1e})",
+    ]
+    for reason, count in report["degraded_micro_steps"].items():
+        lines.append(f"{count} micro-steps ran without replicas: {reason}")
+    return Group(table, *lines)
+
+
+def _stage(name: str, steps: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over steps of one stage's figures, and their ratios."""
+    stages = [step["stages"][name] for step in steps]
+    keys = [key for key, value in stages[0].items() if isinstance(value, int | float)]
+    means = {key: float(np.mean([stage[key] for stage in stages])) for key in keys}
+    means["speedup"] = _ratio([means], "seconds_unbalanced", "seconds_balanced")
+    means["speedup_from_balance_alone"] = _ratio(
+        [means], "busiest_tokens_before", "busiest_tokens_after"
+    )
+    return means
+
+
+def _ratio(stages: list[dict[str, float]], above: str, below: str) -> float:
+    return sum(stage[above] for stage in stages) / sum(stage[below] for stage in stages)

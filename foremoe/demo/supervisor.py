@@ -1,0 +1,113 @@
+"""Starts daemon and ranks as processes, shows progress, ends all of them whatever happens."""
+
+import json
+import multiprocessing
+import queue
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from foremoe.demo.daemon import Daemon
+from foremoe.demo.options import DemoOptions
+from foremoe.demo.report import describe, summarise
+from foremoe.errors import DemoError, ForemoeError
+
+SILENCE_SECONDS = 300.0
+WARMUP_WEIGHT = 1 / 8  # of an RL step, for the progress bar
+
+
+def run_demo(options: DemoOptions) -> dict[str, Any]:
+    """Run the main job and print what it showed; returns the JSON report."""
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as name:
+        folder = Path(name)
+        with Daemon(folder) as daemon:
+            steps = _train(options, folder, daemon, console)
+    report = summarise(options, steps)
+    console.print(describe(report))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        console.print(f"figures of every step: {options.json}")
+    return report
+
+
+def _train(
+    options: DemoOptions, folder: Path, daemon: Daemon, console: Console
+) -> list[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    processes = [
+        context.Process(
+            target=_rank_process,
+            args=(rank, options, folder, daemon.address, events),
+            name=f"foremoe-rank-{rank}",
+        )
+        for rank in range(options.ranks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return _follow(options, processes, events, daemon, console)
+    finally:
+        for process in processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _follow(
+    options: DemoOptions, processes: list[Any], events: Any, daemon: Daemon, console: Console
+) -> list[dict[str, Any]]:
+    """Show progress until every step has been reported."""
+    steps: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        total = options.warmup_steps * WARMUP_WEIGHT + options.steps
+        bar = progress.add_task("starting", total=total)
+        while len(steps) < options.steps:
+            event = _next_event(processes, events)
+            if event["event"] == "warmup":
+                text = f"warm-up, loss {event['loss']:.2f}"
+                progress.update(bar, advance=WARMUP_WEIGHT, description=text)
+            elif event["event"] == "rollout" and event["step"] == options.kill_daemon_at_step:
+                daemon.kill()
+                console.print(f"step {event['step']}: kill -9 of the daemon; starting another")
+                daemon.start()
+            elif event["event"] == "step":
+                steps.append(event)
+                text = f"step {len(steps)}/{options.steps}, reward {event['reward']:.2f}"
+                progress.update(bar, advance=1, description=text)
+    return steps
+
+
+def _next_event(processes: list[Any], events: Any) -> dict[str, Any]:
+    """Raises DemoError when a rank failed, died or fell silent."""
+    waited = 0.0
+    while waited < SILENCE_SECONDS:
+        try:
+            event: dict[str, Any] = events.get(timeout=1.0)
+        except queue.Empty:
+            waited += 1.0
+            if dead := [p.name for p in processes if p.exitcode not in (None, 0)]:
+                raise DemoError(f"{', '.join(dead)} died; run again, or report it") from None
+            continue
+        if event["event"] == "failed":
+            raise DemoError(f"rank {event['rank']}: {event['error']}")
+        return event
+    raise DemoError(f"no rank said anything for {SILENCE_SECONDS:.0f} s")
+
+
+def _rank_process(rank: int, options: DemoOptions, folder: Path, address: str, events: Any) -> None:
+    from foremoe.demo.rank_main import rank_main  # only here: torch takes seconds to import
+
+    try:
+        rank_main(rank, options, folder, address, events.put)
+    except ForemoeError as error:
+        events.put({"event": "failed", "rank": rank, "error": str(error)})
+    except Exception:  # noqa: BLE001 - the supervisor is told, and ends the others
+        events.put({"event": "failed", "rank": rank, "error": traceback.format_exc()})
