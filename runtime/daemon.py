@@ -57,8 +57,8 @@ def serve(config: RuntimeConfig) -> None:
     """
     address = parse_address(config.address)
     loop_factory = _loop_factory(config.event_loop)
-    os.umask(0o077)
     with _claim(address):
+        os.umask(0o077)  # the socket is for this user only
         warm_up()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(Daemon(config, address).run())

@@ -118,4 +118,6 @@ class ControllerClient:
         try:
             return method(request, timeout=self._timeout_seconds)
         except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                self.close()  # a new channel finds a restarted daemon without waiting out a backoff
             raise local_error(error, self._address) from None

@@ -11,7 +11,7 @@ _steps = count(1)
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     """One daemon for a test module; tests use steps and EP groups of their own."""
-    with DaemonProcess(tmp_path_factory.mktemp("daemon") / "s") as process:
+    with DaemonProcess(tmp_path_factory.mktemp("daemon")) as process:
         yield process
 
 
@@ -21,7 +21,7 @@ def either_daemon(
 ) -> Iterator[DaemonProcess]:
     """The same on each event loop."""
     folder = tmp_path_factory.mktemp("daemon")
-    with DaemonProcess(folder / "s", "--event-loop", request.param) as process:
+    with DaemonProcess(folder, "--event-loop", request.param) as process:
         assert request.param in process.log.read_text()
         yield process
 

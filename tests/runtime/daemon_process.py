@@ -17,19 +17,31 @@ from foremoe.rpc.channel import open_channel
 START_SECONDS = 60.0
 
 
-class DaemonProcess:
-    """``foremoe serve --socket SOCKET OPTIONS``; its output is in ``log``."""
+def run_foremoe(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of ``foremoe`` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "foremoe", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        cwd="/",
+    )
 
-    def __init__(self, socket: Path, *options: str) -> None:
-        self.address = str(socket)
-        self.log = socket.with_suffix(".log")
+
+class DaemonProcess:
+    """``foremoe serve OPTIONS`` at a socket in ``folder`` or at ``listen``; output in ``log``."""
+
+    def __init__(self, folder: Path, *options: str, listen: str | None = None) -> None:
+        self.address = listen or str(folder / "s")
+        self.log = folder / "log"
+        where = parse_address(self.address).serve_option.split(" ", 1)
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "foremoe", "serve", "--socket", self.address, *options],
+                [sys.executable, "-m", "foremoe", "serve", *where, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd=socket.parent,
+                cwd=folder,
             )
 
     def wait_serving(self) -> Self:
