@@ -77,6 +77,22 @@ def test_both_paths_share_the_copies(tmp_path: Path) -> None:
         assert seen.exposed_seconds.shape == (len(LAYERS),)
 
 
+def _one_copy_a_micro_step(rank: int, directory: Path) -> TransferStatistics:
+    toy = ToyRank(rank, 2, directory, speed=PathSpeed(host=1.0, peer=1.0))
+    toy.step_optimizer()
+    for expert in (4, 5, 6, 7):
+        wanted = np.array([[expert, -1], [-1, -1]], np.int32)
+        toy.promise(3, wanted)
+        _use_and_release(toy, 3, wanted)
+    toy.close()
+    return toy.engine.statistics()
+
+
+def test_each_micro_step_shares_its_own_copies(tmp_path: Path) -> None:
+    seen, _ = run_ranks(_one_copy_a_micro_step, 2, tmp_path)
+    assert seen.copies == {CopyPath.HOST: 4}, "earlier micro-steps' copies are done"
+
+
 def _host_only(rank: int, directory: Path) -> TransferStatistics:
     toy = ToyRank(rank, 2, directory, peer=False)
     for _ in range(3):

@@ -142,6 +142,13 @@ def test_files_of_other_programs_versions_and_sizes_are_refused(
         HostExpertCache.attach(tmp_path / "gone", LAYERS, EXPERTS, SLAB)
 
 
+def test_another_group_starting_in_the_directory_leaves_a_living_cache_alone(
+    cache: HostExpertCache, tmp_path: Path
+) -> None:
+    HostExpertCache.create(tmp_path, LAYERS, EXPERTS, SLAB, 2).close()
+    _attach(cache).close()
+
+
 def test_the_byte_limit_is_honoured(tmp_path: Path, cache: HostExpertCache) -> None:
     HostExpertCache.create(tmp_path, LAYERS, EXPERTS, SLAB, 2, cache.nbytes).close()
     before = sorted(tmp_path.iterdir())
