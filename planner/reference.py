@@ -14,7 +14,7 @@ from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem, Topology
 
 # As in foremoe.planner.replicas: quarters of the slack a match may waste, own node first.
-RULES = [(2, True), (2, False), (4, False), (0, True), (0, False)]
+RULES = [(2, True), (2, False), (4, False), (0, False)]
 JUDGE = (0, False)
 
 
@@ -78,6 +78,8 @@ def plan_layer(
         for quarters, near_first in RULES:
             if near_first and topology.nodes == 1:
                 continue
+            if quarters == 0 and best:
+                continue
             draft = blank()
             reached = attempt(draft, threshold, quarters, near_first)
             if reached and (best is None or draft.cost() < best.cost()):
@@ -130,8 +132,8 @@ def attempt(draft: Draft, threshold: int, quarters: int, near_first: bool) -> bo
         slack = sum(room.values()) - sum(need.values())
         if slack < 0 or not receivers:
             return False
-        matched = quarters > 0 and _match(draft, need, room, slack * quarters // 4, near_first)
-        if not matched:
+        may_match = quarters > 0 and slack >= draft.topology.ranks
+        if not (may_match and _match(draft, need, room, slack * quarters // 4, near_first)):
             _pull(draft, need, room, near_first)
     return True
 

@@ -9,8 +9,9 @@ receiver never rises above T. Each move is the first of these that is possible:
 
 * match: the donor gives exactly what it has above T to one receiver with room for all of it. Of
   all such pairs the one with the least waste, the room left over. Waste counts only up to a share
-  of the slack, the room that the ranks below T have beyond what the ranks above T must give. Each
-  match settles two ranks with one replica, so many matches mean few replicas.
+  of the slack, the room that the ranks below T have beyond what the ranks above T must give; a
+  slack of less than one pair a rank is rounding and not worth the search. Each match settles two
+  ranks with one replica, so many matches mean few replicas.
 * pull: the emptiest receiver fills up, from the donor that offers the largest piece, between equal
   pieces from the fullest. The donor may drop below T and become a receiver: no room is wasted.
   This is the pairing of the alias method (Walker 1977, Vose 1991) under a limit of R slots.
@@ -21,9 +22,9 @@ lowest rank and the lowest expert, so a plan is a function of its input.
 
 Without a goal the threshold is bisected between the lower bound and the load without replicas,
 with pulls alone as the judge: they reach the lowest thresholds. With a goal, the goal is the
-threshold as long as any rule reaches it. At the threshold found, every rule drafts once and the
-draft with the fewest replicas wins, between equals the one with fewer replicas outside their
-home's node, between equals the earlier rule.
+threshold as long as any rule reaches it. At the threshold found, every rule drafts once (pulls
+alone only if nothing else got there) and the draft with the fewest replicas wins, between equals
+the one with fewer replicas outside their home's node, between equals the earlier one.
 """
 
 from typing import NamedTuple
@@ -35,7 +36,7 @@ from foremoe.planner.kernel import kernel
 
 # (share of the slack a match may waste, in quarters; own node first), in the order of trial.
 # Values of numpy, not int and bool: numba would compile a kernel for each of those apart.
-RULES = np.array([[2, 1], [2, 0], [4, 0], [0, 1], [0, 0]])
+RULES = np.array([[2, 1], [2, 0], [4, 0], [0, 0]])
 JUDGE = RULES[-1]
 
 
@@ -46,6 +47,7 @@ class Layer(NamedTuple):
     home: NDArray[np.int32]  # [E]
     local: NDArray[np.int32]  # [P, E / P] experts at home on each rank, ascending
     home_load: NDArray[np.int64]  # [P] pairs per rank without replicas
+    node: NDArray[np.int64]  # [P]
     ranks_per_node: int
 
 
@@ -53,6 +55,8 @@ class Draft(NamedTuple):
     """A placement under construction, and what is left for the homes."""
 
     tokens: NDArray[np.int64]  # [P] pairs each rank computes
+    need: NDArray[np.int64]  # [P] what it has above the threshold; 0 for no donor
+    room: NDArray[np.int64]  # [P] what it can take in a free slot; 0 for no receiver
     left: NDArray[np.int64]  # [E] pairs still with the home
     largest: NDArray[np.int64]  # [P] local expert with the most left
     used: NDArray[np.int64]  # [P] spare slots taken
@@ -130,6 +134,8 @@ def _fewest_replicas(layer: Layer, draft: Draft, best: Draft, threshold: int) ->
     for quarters, near_first in RULES:
         if near_first and layer.ranks_per_node == len(layer.home_load):
             continue
+        if quarters == 0 and cheapest[0] > 0:
+            continue
         if not _attempt(layer, draft, threshold, quarters, near_first):
             continue
         copies = _copies(layer, draft)
@@ -156,83 +162,89 @@ def _copies(layer: Layer, draft: Draft) -> tuple[int, int]:
 def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, near_first: int) -> bool:
     """Draft by one rule; True if every rank ends at or below ``threshold``."""
     _reset(layer, draft)
+    for rank in range(len(draft.tokens)):
+        _settle(draft, rank, threshold)
     while True:
-        excess, slack = _slack(draft, threshold)
+        excess = _total(draft.need)
+        slack = _total(draft.room) - excess
         if excess == 0:
             return True
         if slack < 0:
             return False
-        if quarters > 0 and _match(layer, draft, threshold, slack * quarters // 4, near_first):
-            continue
-        if not _pull(layer, draft, threshold, near_first):
-            return False
+        donor, receiver = -1, -1
+        if quarters > 0 and slack >= len(draft.tokens):
+            donor, receiver = _match(layer, draft, slack * quarters // 4, near_first)
+        if donor < 0:
+            donor, receiver = _pull(layer, draft, near_first)
+            piece = min(draft.room[receiver], draft.left[draft.largest[donor]])
+        else:
+            piece = draft.need[donor]
+        _give(layer, draft, donor, receiver, piece)
+        _settle(draft, donor, threshold)
+        _settle(draft, receiver, threshold)
 
 
 @kernel
-def _slack(draft: Draft, threshold: int) -> tuple[int, int]:
-    """Pairs above the threshold, and the room below it, in free slots, beyond those."""
-    slots = draft.expert.shape[1]
-    excess = 0
-    room = 0
-    for rank in range(len(draft.tokens)):
-        above = draft.tokens[rank] - threshold
-        if above > 0:
-            excess += above
-        elif draft.used[rank] < slots:
-            room -= above
-    return excess, room - excess
+def _settle(draft: Draft, rank: int, threshold: int) -> None:
+    """Note what a rank must give or can take."""
+    above = draft.tokens[rank] - threshold
+    free = draft.used[rank] < draft.expert.shape[1]
+    draft.need[rank] = max(above, 0)
+    draft.room[rank] = max(-above, 0) if free else 0
 
 
 @kernel
-def _match(layer: Layer, draft: Draft, threshold: int, most_waste: int, near_first: int) -> bool:
-    """Settle one donor with one receiver; False if no pair wastes at most ``most_waste``."""
-    slots = draft.expert.shape[1]
-    donor, receiver = -1, -1
-    near, waste = 0, most_waste + 1
-    for giver in range(len(draft.tokens)):
-        need = draft.tokens[giver] - threshold
-        if need <= 0 or draft.left[draft.largest[giver]] < need:
+def _match(layer: Layer, draft: Draft, most_waste: int, near_first: int) -> tuple[int, int]:
+    """The donor and receiver that settle each other best; -1 if all waste more."""
+    ranks = len(draft.tokens)
+    for width in (layer.ranks_per_node, ranks):
+        if width < ranks and not near_first:
             continue
-        for taker in range(len(draft.tokens)):
-            pair_waste = threshold - draft.tokens[taker] - need
-            if pair_waste < 0 or pair_waste > most_waste or draft.used[taker] == slots:
+        donor, first = -1, 0
+        waste = most_waste + 1
+        for rank in range(ranks):
+            if draft.need[rank] == 0 or draft.left[draft.largest[rank]] < draft.need[rank]:
                 continue
-            pair_near = near_first * _near(layer, taker, giver)
-            if pair_near > near or (pair_near == near and pair_waste < waste):
-                donor, receiver = giver, taker
-                near, waste = pair_near, pair_waste
-    if donor < 0:
-        return False
-    _give(layer, draft, donor, receiver, draft.tokens[donor] - threshold)
-    return True
+            start = layer.node[rank] * width if width < ranks else 0
+            rank_waste = _least_waste(draft.room[start : start + width], draft.need[rank])
+            if rank_waste < waste:
+                donor, first = rank, start
+                waste = rank_waste
+        if donor >= 0:
+            receiver = first
+            while draft.room[receiver] - draft.need[donor] != waste:
+                receiver += 1
+            return donor, receiver
+    return -1, -1
 
 
 @kernel
-def _pull(layer: Layer, draft: Draft, threshold: int, near_first: int) -> bool:
-    """Fill one slot of the emptiest receiver; False if there is no receiver."""
-    slots = draft.expert.shape[1]
-    receiver = -1
-    for rank in range(len(draft.tokens)):
-        if (
-            draft.tokens[rank] < threshold
-            and draft.used[rank] < slots
-            and (receiver < 0 or draft.tokens[rank] < draft.tokens[receiver])
-        ):
+def _least_waste(room: NDArray[np.int64], need: int) -> int:
+    """The least that stays free where ``need`` fits; 2**63 - 1 if it fits nowhere."""
+    waste = np.uint64(2**63 - 1)
+    for taker in range(len(room)):
+        # Where it does not fit, the difference wraps to more than 2**63: no branch, one vector.
+        waste = min(waste, np.uint64(room[taker] - need))
+    return int(np.int64(waste))
+
+
+@kernel
+def _pull(layer: Layer, draft: Draft, near_first: int) -> tuple[int, int]:
+    """The donor with the largest piece for the emptiest receiver, and that receiver."""
+    receiver = 0
+    for rank in range(len(draft.room)):
+        if draft.room[rank] > draft.room[receiver]:
             receiver = rank
-    if receiver < 0:
-        return False
-    room = threshold - draft.tokens[receiver]
     donor = -1
     best = (0, 0, 0)
-    for rank in range(len(draft.tokens)):
-        if draft.tokens[rank] > threshold:
-            piece = min(room, draft.left[draft.largest[rank]])
+    for rank in range(len(draft.need)):
+        if draft.need[rank] > 0:
+            piece = min(draft.room[receiver], draft.left[draft.largest[rank]])
             near = near_first * _near(layer, rank, receiver)
-            if (piece, near, draft.tokens[rank]) > best:
+            if (piece, near, draft.need[rank]) > best:
                 donor = rank
-                best = (piece, near, draft.tokens[rank])
-    _give(layer, draft, donor, receiver, best[0])
-    return True
+                best = (piece, near, draft.need[rank])
+    return donor, receiver
 
 
 @kernel
@@ -272,9 +284,17 @@ def _highest(tokens: NDArray[np.int64]) -> int:
 
 
 @kernel
+def _total(counts: NDArray[np.int64]) -> int:
+    total = 0
+    for count in counts:
+        total += count
+    return total
+
+
+@kernel
 def _near(layer: Layer, one: int, other: int) -> bool:
     """True if two ranks share a node."""
-    return one // layer.ranks_per_node == other // layer.ranks_per_node
+    return bool(layer.node[one] == layer.node[other])
 
 
 @kernel
@@ -290,12 +310,17 @@ def _layer(
         local[rank, count[rank]] = expert
         count[rank] += 1
         home_load[rank] += weight[expert]
-    return Layer(weight, home, local, home_load, ranks_per_node)
+    node = np.zeros(ranks, np.int64)
+    for rank in range(ranks):
+        node[rank] = rank // ranks_per_node
+    return Layer(weight, home, local, home_load, node, ranks_per_node)
 
 
 @kernel
 def _blank(ranks: int, experts: int, spare_slots: int) -> Draft:
     return Draft(
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks, np.int64),
         np.zeros(ranks, np.int64),
         np.zeros(experts, np.int64),
         np.zeros(ranks, np.int64),

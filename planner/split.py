@@ -42,30 +42,53 @@ def split_by_source(
         for distance in range(CLASSES):
             for rank in range(ranks):
                 for slot in range(slots):
-                    if missing[rank, slot] == 0:
-                        continue
-                    expert = replica_expert[layer, rank, slot]
-                    owner = home[layer, expert]
-                    for source in range(ranks):
-                        if _distance(source, rank, owner, ranks_per_node) != distance:
-                            continue
-                        taken = min(missing[rank, slot], left[source, expert])
-                        missing[rank, slot] -= taken
-                        left[source, expert] -= taken
-                        tokens[layer, source, rank, slot] += taken
+                    if missing[rank, slot] > 0:
+                        expert = replica_expert[layer, rank, slot]
+                        missing[rank, slot] -= _take(
+                            left[:, expert],
+                            tokens[layer, :, rank, slot],
+                            missing[rank, slot],
+                            distance,
+                            rank,
+                            home[layer, expert],
+                            ranks_per_node,
+                        )
     return tokens
 
 
 @kernel
-def _distance(source: int, rank: int, owner: int, ranks_per_node: int) -> int:
-    """The class of a source for a replica on ``rank`` of an expert at home on ``owner``."""
-    if source == rank:
-        return 0
-    if source == owner:
-        return 4
-    node = source // ranks_per_node
-    if node == rank // ranks_per_node:
-        return 1
-    if node == owner // ranks_per_node:
-        return 3
-    return 2
+def _take(
+    left: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    wanted: int,
+    distance: int,
+    rank: int,
+    owner: int,
+    ranks_per_node: int,
+) -> int:
+    """Move up to ``wanted`` pairs of one class of sources from ``left`` to ``tokens``, both [P]."""
+    node_start = rank // ranks_per_node * ranks_per_node
+    owner_start = owner // ranks_per_node * ranks_per_node
+    if distance == 0:
+        start, end = rank, rank + 1
+    elif distance == 1:
+        start, end = node_start, node_start + ranks_per_node
+    elif distance == 2:
+        start, end = 0, len(left)
+    elif distance == 3:
+        start, end = owner_start, owner_start + ranks_per_node
+    else:
+        start, end = owner, owner + 1
+    taken = 0
+    for source in range(start, end):
+        if distance < 4 and source == owner:
+            continue
+        if distance == 2 and owner_start <= source < owner_start + ranks_per_node:
+            continue
+        piece = min(wanted - taken, left[source])
+        left[source] -= piece
+        tokens[source] += piece
+        taken += piece
+        if taken == wanted:
+            break
+    return taken
