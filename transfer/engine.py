@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from foremoe.errors import ConflictError, InvalidInputError, NotReadyError
-from foremoe.planner.problem import Topology, check_homes
+from foremoe.errors import ConflictError, NotReadyError
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.problem import Topology
+from foremoe.transfer.arguments import check_home_shape, check_paths, check_sizes
 from foremoe.transfer.gradients import GradientCopy, GradientInbox, ReturnedGradient
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.ledger import Ledger, Promise
-from foremoe.transfer.paths import PathLoad, PathSpeed, choose_paths
+from foremoe.transfer.paths import MicroStepPaths, PathSpeed
 from foremoe.transfer.peer import GlooPeerTransport, HomeWeights
 from foremoe.transfer.replica import Replica
 from foremoe.transfer.slab import SlabLayout
@@ -64,8 +66,8 @@ class TransferEngine:
         speed = speed or PathSpeed()
         speed = PathSpeed(speed.host if cache else 0.0, speed.peer if peer_group else 0.0)
         if spare_slots > 0 and topology.ranks > 1:
-            _check_paths(topology, speed, training)
-        _check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
+            check_paths(topology, speed, training)
+        check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
         self.rank = rank
         self.topology = topology
         self.layers = tuple(layers)
@@ -79,8 +81,7 @@ class TransferEngine:
         self._cache = cache
         self._home_weights = home_weights
         self._ledger = Ledger(layers, home, topology.ranks, spare_slots)
-        self._path_load = PathLoad.empty(topology.ranks)
-        self._promised_layers: set[int] = set()
+        self._paths = MicroStepPaths(topology, speed)
         self._statistics = StatisticsRecorder(len(layers))
         self._pool = SlotPool(layers, spare_slots, layout, training, limit_bytes)
         left = None if limit_bytes is None else limit_bytes - self._pool.nbytes
@@ -121,13 +122,7 @@ class TransferEngine:
         Raises InvalidInputError or NotReadyError, with nothing changed.
         """
         promise = self._ledger.open(layer, home, wanted)
-        if layer in self._promised_layers:
-            self._path_load = PathLoad.empty(self.topology.ranks)
-            self._promised_layers.clear()
-        self._promised_layers.add(layer)
-        copies = choose_paths(
-            layer, promise.fills, home, self.topology, self._speed, self._path_load
-        )
+        copies = self._paths.choose(layer, promise.fills, home)
         filled = promise.filled_slots_of(self.rank)
         for slot in filled:
             self._pool.expect(SlotKey(layer, slot))
@@ -224,14 +219,13 @@ class TransferEngine:
                 f"layers {in_use}: replicas are in use; release them before weights change"
             )
         home = self._ledger.home if home is None else home
-        _check_home_shape(home, len(self.layers), self.num_experts, self.topology)
+        check_home_shape(home, len(self.layers), self.num_experts, self.topology)
         own = self._own_weights(home)
         self.abandon()
         self._pool.wait_all_free(self._wait_seconds)
         self._pool.forget_all()
         self._ledger.forget(home)
-        self._promised_layers.clear()
-        self._path_load = PathLoad.empty(self.topology.ranks)
+        self._paths.restart()
         self.generation += 1
         if self._cache is not None:
             self._publish(self._cache, own)
@@ -300,58 +294,3 @@ class TransferEngine:
                 f"transfer engine: rank {self.rank} and ranks {differing} were given different "
                 "topologies, layers, layouts, slots, homes, speeds or caches"
             )
-
-
-def contiguous_homes(layers: int, num_experts: int, ranks: int) -> NDArray[np.int32]:
-    """Expert e on rank e * P // E, in every layer: int32 ``[L, E]``."""
-    row = np.arange(num_experts, dtype=np.int32) * np.int32(ranks) // np.int32(num_experts)
-    return np.tile(row, (layers, 1)).astype(np.int32)
-
-
-def _check_paths(topology: Topology, speed: PathSpeed, training: bool) -> None:
-    """Raise InvalidInputError unless every replica has a way in, and its gradient a way home."""
-    if training and speed.peer <= 0:
-        raise InvalidInputError("replica gradients return by the peer path: give a peer group")
-    if topology.nodes > 1 and speed.peer <= 0:
-        raise InvalidInputError("a host cache serves one node only: give a peer group")
-    if speed.peer <= 0 and speed.host <= 0:
-        raise InvalidInputError("replicas need a path: give a host cache, a peer group or both")
-
-
-def _check_sizes(
-    rank: int,
-    topology: Topology,
-    layers: Sequence[int],
-    num_experts: int,
-    home: NDArray[np.int32],
-    cache: HostExpertCache | None,
-    layout: SlabLayout,
-    group: ProcessGroup | None,
-) -> None:
-    """Raise InvalidInputError when the engine's arguments contradict each other."""
-    if not 0 <= rank < topology.ranks:
-        raise InvalidInputError(f"rank {rank} is not one of the group's {topology.ranks}")
-    if len(set(layers)) != len(layers):
-        raise InvalidInputError(f"layers: {list(layers)} names a layer twice")
-    _check_home_shape(home, len(layers), num_experts, topology)
-    if group is not None and (group.size(), group.rank()) != (topology.ranks, rank):
-        raise InvalidInputError(
-            f"peer group: rank {group.rank()} of {group.size()}, but this is rank {rank} of "
-            f"{topology.ranks}"
-        )
-    if cache is not None and (cache.layers, cache.layout, cache.local_ranks) != (
-        tuple(layers),
-        layout,
-        topology.ranks_per_node,
-    ):
-        raise InvalidInputError("host cache: made for other layers, another layout or node size")
-
-
-def _check_home_shape(
-    home: NDArray[np.int32], layers: int, num_experts: int, topology: Topology
-) -> None:
-    if home.shape != (layers, num_experts):
-        raise InvalidInputError(
-            f"home: expected [layers, experts] = [{layers}, {num_experts}], got {list(home.shape)}"
-        )
-    check_homes(home, topology.ranks)

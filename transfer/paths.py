@@ -73,6 +73,27 @@ def choose_paths(
     return copies
 
 
+class MicroStepPaths:
+    """Chooses paths layer by layer, sharing the links among the copies of one micro-step."""
+
+    def __init__(self, topology: Topology, speed: PathSpeed) -> None:
+        self._topology = topology
+        self._speed = speed
+        self.restart()
+
+    def restart(self) -> None:
+        """No copies are under way."""
+        self._load = PathLoad.empty(self._topology.ranks)
+        self._layers: set[int] = set()
+
+    def choose(self, layer: int, fills: Sequence[Fill], home: NDArray[np.int32]) -> list[Copy]:
+        """As ``choose_paths``; a layer that comes again begins a new micro-step."""
+        if layer in self._layers:
+            self.restart()
+        self._layers.add(layer)
+        return choose_paths(layer, fills, home, self._topology, self._speed, self._load)
+
+
 def _earliest(
     destination: int, source: int, topology: Topology, speed: PathSpeed, load: PathLoad
 ) -> Path:

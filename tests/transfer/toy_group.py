@@ -9,8 +9,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
-from foremoe.transfer.engine import TransferEngine, contiguous_homes
+from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.slab import SlabLayout
 
