@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from foremoe.errors import InvalidInputError
@@ -73,13 +75,17 @@ def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, Routi
     """
     implementations = _implementations(model)
     first = next(iter(implementations.values()))
-    config: Any = model.config
-    divide = float(config.distributed_config.dp_size)
-    if config.distributed_config.efsdp_size != 1:
+    distributed: Any = model.config.distributed_config
+    if distributed.efsdp_size != 1:
         raise InvalidInputError(
             "foremoe: experts sharded by FSDP on top of expert parallelism are not supported; "
             "set ep_size = fsdp_size"
         )
+    if distributed.fsdp_mixed_precision:
+        raise InvalidInputError(
+            "foremoe: fsdp_mixed_precision is not supported; load the model in its training dtype"
+        )
+    scale = _gradient_scale(first.experts.gate_up_proj, distributed.dp_size)
     homes = []
     for layer, implementation in implementations.items():
         owned = first.num_local_experts
@@ -87,9 +93,7 @@ def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, Routi
         parameters = {
             name: implementation.experts.get_parameter(attr) for name, attr in _WEIGHTS.items()
         }
-        homes.append(
-            HomeExperts(layer, parameters, tuple(range(start, start + owned)), 1.0 / divide)
-        )
+        homes.append(HomeExperts(layer, parameters, tuple(range(start, start + owned)), scale))
     session = open_session(homes, first.ep_mesh.get_group(), options)
     for layer, implementation in implementations.items():
         implementation.layer, implementation.session = layer, session
@@ -105,6 +109,19 @@ def hook_routers(model: nn.Module, layers: tuple[int, ...]) -> RoutingReplay:
         if match and name.endswith(".mlp.gate") and int(match[1]) in layers:
             module.register_forward_hook(_router_hook(replay, int(match[1])))
     return replay
+
+
+def _gradient_scale(parameter: DTensor, batches: int) -> float:
+    """What FSDP multiplies an expert's gradient by, found by sending a gradient of 1 through it.
+
+    Meant is 1 / batches, but torch 2.13 divides twice in float64 and float16 when one rank holds
+    the whole expert; the replicas' share of a gradient must be treated as the rest of it.
+    """
+    probe = nn.Linear(1, 1, bias=False, dtype=parameter.dtype, device=parameter.device)
+    fully_shard(probe, mesh=parameter.device_mesh["efsdp"])
+    probe.set_gradient_divide_factor(float(batches))
+    probe(torch.ones(1, 1, dtype=parameter.dtype, device=parameter.device)).sum().backward()
+    return float(probe.weight.grad.to_local().item())
 
 
 def _implementations(model: nn.Module) -> dict[int, ForemoeExpertParallel]:
