@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import foremoe
-from foremoe.planner.problem import StageProblem
+from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.reference import plan_stage
 from tests.planner.problems import problems, skewed_problem
 
@@ -39,3 +39,21 @@ def test_kernels_equal_the_reference_on_bursty_loads(
 def test_planning_twice_gives_the_same_bytes() -> None:
     problem = skewed_problem(3, 8, 8, 32, 2)
     assert_same(list(foremoe(problem)), list(foremoe(problem)))
+
+
+@pytest.mark.parametrize("ranks_per_node", [2, 8])
+@pytest.mark.parametrize("target", [1.1, 1.3])
+def test_kernels_equal_the_reference_where_many_choices_tie(
+    ranks_per_node: int, target: float
+) -> None:
+    load = 10 * np.random.default_rng(0).integers(0, 3, (30, 1, 8, 16))
+    load[:, :, 1:] = 0
+    problem = StageProblem(
+        load=load,
+        home=np.arange(16, dtype=np.int32)[None] // 2,
+        mini_batch=np.zeros(30, np.int32),
+        topology=Topology(8, ranks_per_node),
+        spare_slots=2,
+        target=target,
+    )
+    assert_same(list(foremoe(problem)), list(plan_stage(problem)))
