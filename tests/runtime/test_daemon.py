@@ -23,6 +23,7 @@ from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
 from foremoe.rpc.v1.status_pb2 import GetStatusRequest
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
 from tests.runtime.daemon_process import DaemonProcess, run_foremoe
+from tests.runtime.eventually import eventually
 from tests.runtime.uploads import EXPERTS, LAYERS, histogram, upload
 
 SERVICES = {
@@ -55,8 +56,7 @@ def open_upload(channel: grpc.Channel) -> tuple[queue.Queue[Any], Any]:
 
 def wait_staged(address: str) -> None:
     with ControllerClient(address) as client:
-        while client.status().stored_bytes == 0:
-            pass
+        eventually(lambda: client.status().stored_bytes > 0)
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])

@@ -20,6 +20,7 @@ from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceStub
 from tests.runtime.daemon_process import DaemonProcess
+from tests.runtime.eventually import eventually
 from tests.runtime.uploads import EXPERTS, LAYERS, chunk, commit, header, histogram, upload
 
 STEP = 7
@@ -41,8 +42,7 @@ def channel(daemon: DaemonProcess) -> Any:
             register(replace(GROUP, rank=rank))(channel)
         send(*upload(STEP, {"a": ONE}))(channel)
         schedule([[["a"], []]])(channel)
-        while snapshot(daemon).steps[0].state is not StepState.PLANNED:
-            pass
+        eventually(lambda: snapshot(daemon).steps[0].state is StepState.PLANNED)
         yield channel
 
 

@@ -13,6 +13,7 @@ from foremoe.rpc.status import RuntimeStatus
 from foremoe.rpc.v1.foresight_pb2 import UploadForesightRequest, UploadForesightResponse
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 from tests.runtime.daemon_process import DaemonProcess
+from tests.runtime.eventually import eventually
 from tests.runtime.uploads import chunk, commit, header, histogram, upload
 
 ONE, OTHER = histogram(2, 0, 0, 0), histogram(0, 2, 0, 0)
@@ -83,15 +84,13 @@ def unfinished(step: int, never: threading.Event) -> Iterator[UploadForesightReq
 def staged(daemon: DaemonProcess, before: int) -> None:
     """Return when the daemon has taken in more than ``before`` bytes."""
     with ControllerClient(daemon.address) as client:
-        while client.status().stored_bytes <= before:
-            pass
+        eventually(lambda: client.status().stored_bytes > before)
 
 
 def unstaged(daemon: DaemonProcess, before: int) -> None:
     """Return when the daemon holds ``before`` bytes again, as it must within the test's time."""
     with ControllerClient(daemon.address) as client:
-        while client.status().stored_bytes != before:
-            pass
+        eventually(lambda: client.status().stored_bytes == before)
 
 
 def test_cancelled_upload_changes_nothing(either_daemon: DaemonProcess, step: int) -> None:

@@ -1,0 +1,222 @@
+"""The coordinator against a model: any order of calls, good and bad, over several steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from foremoe.errors import ForemoeError
+from foremoe.planner.policies import POLICIES
+from foremoe.rpc.foresight import SequencePiece, UploadHeader
+from foremoe.rpc.registration import RankRegistration
+from foremoe.rpc.report import MicroStepReport
+from foremoe.rpc.schedule import MicroStepSchedule
+from foremoe.rpc.status import RuntimeStatus, StepState
+from foremoe.rpc.v1.foresight_pb2 import ForesightCommit
+from foremoe.runtime.config import RuntimeConfig
+from foremoe.runtime.coordinator import Coordinator
+from foremoe.runtime.planning import PlanningJob, PlanningRun
+from foremoe.runtime.store import SEQUENCE_OVERHEAD_BYTES
+from foremoe.runtime.upload import StagedUpload
+from foremoe.vocabulary import Stage
+from tests.runtime.uploads import EXPERTS, LAYERS, TOP_K, histogram
+
+STEPS = st.integers(0, 3)
+NAMES = st.sampled_from("abcd")
+STAGES = st.sampled_from(list(Stage))
+CONTENTS = st.sampled_from([histogram(2, 0, 0, 0), histogram(1, 1, 0, 0)])
+GROUP = RankRegistration("group", 0, 2, 1, 1, EXPERTS, LAYERS)
+SEQUENCE_BYTES = len(LAYERS) * EXPERTS * 4 + SEQUENCE_OVERHEAD_BYTES
+
+
+class Planning:
+    """A job being planned, advanced by the test one plan at a time."""
+
+    def __init__(self, job: PlanningJob) -> None:
+        self.job = job
+        self.run = PlanningRun(job, POLICIES["foremoe"])
+        self.plans = iter(self.run)
+
+
+class CoordinatorMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.planning: list[Planning] = []
+        self.wakes = 0
+        self.coordinator = Coordinator(
+            RuntimeConfig("unused/s", memory_limit_bytes=40_000, max_steps=3),
+            lambda job: self.planning.append(Planning(job)),
+            self.wake,
+        )
+        self.uploads: list[tuple[StagedUpload, dict[str, Any]]] = []
+        self.sequences: dict[int, dict[str, Any]] = {}
+
+    def wake(self) -> None:
+        self.wakes += 1
+
+    def snapshot(self) -> RuntimeStatus:
+        return replace(self.coordinator.status(), uptime_seconds=0.0)
+
+    def attempt(self, call: Callable[[], object]) -> bool:
+        """Whether ``call`` was accepted; when it was not, nothing has changed."""
+        before = self.snapshot()
+        try:
+            call()
+        except ForemoeError:
+            assert self.snapshot() == before
+            return False
+        return True
+
+    def forget_retired(self) -> None:
+        """Finished steps may be released to make room."""
+        for number in self.sequences.keys() - self.coordinator.steps.keys():
+            del self.sequences[number]
+
+    @rule(rank=st.integers(0, 1), spare_slots=st.sampled_from([1, 1, 1, 2]))
+    def register(self, rank: int, spare_slots: int) -> None:
+        registration = replace(GROUP, rank=rank, spare_slots=spare_slots)
+        self.attempt(lambda: self.coordinator.register(registration))
+
+    @rule(step=STEPS, top_k=st.sampled_from([TOP_K, TOP_K, TOP_K, 1]))
+    def open_upload(self, step: int, top_k: int) -> None:
+        header = UploadHeader(step, LAYERS, EXPERTS, top_k)
+        self.uploads.append((self.coordinator.open_upload(header), {}))
+
+    @precondition(lambda self: self.uploads)
+    @rule(data=st.data(), name=NAMES, content=CONTENTS)
+    def add(self, data: st.DataObject, name: str, content: Any) -> None:
+        upload, sequences = data.draw(st.sampled_from(self.uploads))
+        if self.attempt(lambda: upload.add(SequencePiece(name, 1, content, content))):
+            sequences[name] = sequences.get(name, 0) + content
+
+    @precondition(lambda self: self.uploads)
+    @rule(data=st.data(), honest=st.sampled_from([True, True, False]))
+    def commit(self, data: st.DataObject, honest: bool) -> None:
+        pair = data.draw(st.sampled_from(self.uploads))
+        self.uploads.remove(pair)
+        upload, sequences = pair
+        message = ForesightCommit(
+            chunks=upload.chunks + (not honest),
+            payload_bytes=upload._payload_bytes,
+            crc32=upload._crc32,
+        )
+        step = upload.header.step
+        held = self.sequences.get(step, {})
+        agrees = all(
+            np.array_equal(held[name], sequences[name]) for name in held.keys() & sequences
+        )
+        if self.attempt(lambda: self.coordinator.commit_upload(upload, message)):
+            assert honest
+            assert agrees
+            self.forget_retired()
+            self.sequences[step] = {**self.sequences.get(step, {}), **sequences}
+        else:
+            self.coordinator.abort_upload(upload)
+
+    @precondition(lambda self: self.uploads)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        pair = data.draw(st.sampled_from(self.uploads))
+        self.uploads.remove(pair)
+        self.coordinator.abort_upload(pair[0])
+
+    @rule(
+        step=STEPS,
+        stage=STAGES,
+        names=st.lists(st.lists(NAMES, max_size=2), min_size=2, max_size=4).filter(
+            lambda names: len(names) != 3
+        ),
+    )
+    def schedule(self, step: int, stage: Stage, names: list[list[str]]) -> None:
+        micro_steps = [
+            MicroStepSchedule(0, names[index : index + 2]) for index in range(0, len(names), 2)
+        ]
+        self.attempt(lambda: self.coordinator.submit_schedule("group", step, stage, micro_steps))
+
+    @precondition(lambda self: self.planning)
+    @rule(data=st.data())
+    def plan_one(self, data: st.DataObject) -> None:
+        planning = data.draw(st.sampled_from(self.planning))
+        wakes, record = self.wakes, planning.job.record
+        plan = next(planning.plans, None)
+        if plan is None:
+            self.planning.remove(planning)
+            self.coordinator.finish_planning(record, planning.run.summary())
+        else:
+            self.coordinator.publish(record, plan)
+            assert self.wakes == wakes + 1
+
+    @precondition(lambda self: self.planning)
+    @rule(data=st.data())
+    def break_off(self, data: st.DataObject) -> None:
+        planning = data.draw(st.sampled_from(self.planning))
+        self.planning.remove(planning)
+        self.coordinator.fail_planning(planning.job.record, ValueError("a bug"))
+
+    @rule(rank=st.integers(0, 1), step=STEPS, stage=STAGES, micro_step=st.integers(0, 2))
+    def report(self, rank: int, step: int, stage: Stage, micro_step: int) -> None:
+        one = MicroStepReport(micro_step, "", np.ones(2, np.int64), np.zeros(2))
+        self.attempt(lambda: self.coordinator.report("group", rank, step, stage, [one]))
+
+    @rule(step=STEPS)
+    def release(self, step: int) -> None:
+        self.coordinator.release_step(step)
+        self.sequences.pop(step, None)
+        assert step not in self.coordinator.steps
+
+    @invariant()
+    def bytes_are_accounted_for(self) -> None:
+        held = sum(
+            len(step.foresight.sequences) * SEQUENCE_BYTES
+            + sum(record.kept_bytes for record in step.stages.values())
+            for step in self.coordinator.steps.values()
+        )
+        staged = sum(len(sequences) for _, sequences in self.uploads) * SEQUENCE_BYTES
+        loads = sum(planning.job.record.load_bytes for planning in self.planning)
+        assert self.coordinator.budget.used == held + staged + loads
+        assert self.coordinator.budget.used <= self.coordinator.budget.limit
+
+    @invariant()
+    def what_was_committed_is_held(self) -> None:
+        self.forget_retired()
+        held = {number: step.foresight.sequences for number, step in self.coordinator.steps.items()}
+        assert held.keys() == self.sequences.keys()
+        for number, sequences in self.sequences.items():
+            assert held[number].keys() == sequences.keys()
+            for name, counts in sequences.items():
+                assert np.array_equal(held[number][name].histogram, counts)
+
+    @invariant()
+    def only_plans_of_held_steps_are_published(self) -> None:
+        published, number = set(), 0
+        while (plan := self.coordinator.next_plan("group", number)) is not None:
+            number = plan.number
+            published.add((plan.record.step, plan.record.stage, plan.plan.micro_step))
+        made = {
+            (step.number, record.stage, plan.micro_step)
+            for step in self.coordinator.steps.values()
+            for record in step.stages.values()
+            for plan in record.plans
+        }
+        assert published == made
+
+    @invariant()
+    def state_says_what_is_there(self) -> None:
+        for step in self.coordinator.steps.values():
+            records = step.stages.values()
+            if any(record.reports.any_reported for record in records):
+                assert step.state is StepState.EXECUTING
+            elif not records:
+                assert step.state is StepState.COLLECTING
+            elif all(record.is_planned for record in records):
+                assert step.state is StepState.PLANNED
+            else:
+                assert step.state is StepState.SCHEDULED
+
+
+TestCoordinator = CoordinatorMachine.TestCase
+TestCoordinator.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
