@@ -84,6 +84,7 @@ class _Job:
         for step in range(self.options.warmup_steps):
             loss = self.trainer.warm_up(generator)
             self.events({"event": "warmup", "step": step, "loss": loss})
+        self.trainer.begin_rl()
 
     def step(self, step: int) -> None:
         """One RL step: rollout, then recompute and update in both ways from the same state."""

@@ -57,14 +57,19 @@ class Trainer:
         self.session = session
         self.replay = replay
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.learning_rate, weight_decay=0.0
+            model.parameters(), lr=options.warmup_learning_rate, weight_decay=0.0
         )
+
+    def begin_rl(self) -> None:
+        """The warm-up is over: from here on smaller steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate
 
     def warm_up(self, generator: np.random.Generator) -> float:
         """One supervised step on fresh problems with free routing; returns the mean loss."""
         examples = [
             _example(task.draw(generator), self.replay)
-            for _ in range(self.options.sequences // self.options.ranks)
+            for _ in range(self.options.warmup_sequences_per_rank)
         ]
         batch = Batch.of(examples)
         with self.replay.record(batch.present.reshape(-1)):

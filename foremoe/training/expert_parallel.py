@@ -70,7 +70,7 @@ def run_experts(
     pair_output = pair_output.index_copy(0, pair, output)
     work.forward_done()
     pair_output = pair_output.view(*expert_ids.shape, hidden.shape[-1])
-    return (pair_output * weights.unsqueeze(-1)).sum(dim=1)
+    return torch.einsum("tk,tkh->th", weights, pair_output)
 
 
 @dataclass(frozen=True, slots=True)
