@@ -47,21 +47,29 @@ def check_wanted(wanted: NDArray[np.int32], home: NDArray[np.int32]) -> None:
 
     Experts must exist, differ within a rank, and live on another rank than their home.
     """
-    ranks, _ = wanted.shape
     if wanted.size and (int(wanted.min()) < EMPTY or int(wanted.max()) >= home.size):
         raise InvalidInputError(f"replicas: experts must lie in [0, {home.size}), -1 for none")
-    for rank in range(ranks):
-        experts = wanted[rank][wanted[rank] != EMPTY]
-        if len(set(experts.tolist())) != experts.size:
-            raise InvalidInputError(
-                f"replicas: rank {rank} is to hold an expert twice: {wanted[rank].tolist()}"
-            )
-        at_home = experts[home[experts] == rank]
-        if at_home.size:
-            raise InvalidInputError(
-                f"replicas: rank {rank} is the home of expert {int(at_home[0])}; "
-                "a replica belongs on another rank"
-            )
+    ordered = np.sort(wanted, axis=1)
+    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != EMPTY)
+    if twice.any():
+        rank = int(np.argmax(twice.any(axis=1)))
+        raise InvalidInputError(
+            f"replicas: rank {rank} is to hold an expert twice: {wanted[rank].tolist()}"
+        )
+    at_home = (home[wanted] == np.arange(wanted.shape[0])[:, None]) & (wanted != EMPTY)
+    if at_home.any():
+        rank, slot = np.argwhere(at_home)[0].tolist()
+        raise InvalidInputError(
+            f"replicas: rank {rank} is the home of expert {wanted[rank, slot]}; "
+            "a replica belongs on another rank"
+        )
+
+
+def held(experts: NDArray[np.int32], content: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which of ``experts [P, R]`` are among their rank's ``content [P, R]``: bool ``[P, R]``."""
+    found: NDArray[np.bool_] = (experts[:, :, None] == content[:, None, :]).any(axis=2)
+    found &= experts != EMPTY
+    return found
 
 
 def assign_slots(
@@ -82,8 +90,9 @@ def assign_slots(
     """
     after = content.copy()
     fills: list[Fill] = []
-    for rank in range(wanted.shape[0]):
-        missing = _missing(wanted[rank], content[rank])
+    absent = (wanted != EMPTY) & ~held(wanted, content)
+    for rank in np.flatnonzero(absent.any(axis=1)).tolist():
+        missing = [(slot, int(wanted[rank, slot])) for slot in _slots(absent[rank])]
         open_slots = _open_slots(wanted[rank], content[rank])
         named = [(slot, expert) for slot, expert in missing if slot in open_slots]
         unnamed = [(slot, expert) for slot, expert in missing if slot not in open_slots]
@@ -96,9 +105,8 @@ def assign_slots(
     return after, sorted(fills)
 
 
-def _missing(wanted: NDArray[np.int32], content: NDArray[np.int32]) -> list[tuple[int, int]]:
-    held = set(content.tolist())
-    return [(s, e) for s, e in enumerate(wanted.tolist()) if e != EMPTY and e not in held]
+def _slots(chosen: NDArray[np.bool_]) -> list[int]:
+    return [slot for slot, is_chosen in enumerate(chosen.tolist()) if is_chosen]
 
 
 def _open_slots(wanted: NDArray[np.int32], content: NDArray[np.int32]) -> list[int]:

@@ -131,10 +131,13 @@ class HostExpertCache:
         Raises StaleGenerationError when the cache holds another generation (or another expert)
         before or after the copy; ``out`` is then undefined.
         """
-        row, entry = self._place(layer, expert)
         self._check_record(layer, expert, generation)
-        out.copy_(self._slabs[row, entry])
+        out.copy_(self.slab(layer, expert))
         self._check_record(layer, expert, generation)
+
+    def slab(self, layer: int, expert: int) -> Tensor:
+        """The expert's slab in shared memory, uint8; what it holds may change at any time."""
+        return self._slabs[self._place(layer, expert)]
 
     def announce(self, local_rank: int, progress: int) -> None:
         """Tell the node's other ranks how far this one is; ``progress`` only grows."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError, NotReadyError
-from foremoe.transfer.copies import EMPTY, Fill, assign_slots, check_wanted
+from foremoe.transfer.copies import EMPTY, Fill, assign_slots, check_wanted, held
 
 
 @dataclass(slots=True, eq=False)
@@ -81,11 +81,8 @@ class Ledger:
             )
         check_wanted(wanted, self.home[row])
         content, fills = assign_slots(wanted, self._content[row])
-        promised = np.zeros(self._shape, bool)
-        for rank in range(self._shape[0]):
-            promised[rank] = np.isin(content[rank], wanted[rank]) & (content[rank] != EMPTY)
         self._content[row] = content
-        placement = np.where(promised, content, np.int32(EMPTY)).astype(np.int32)
+        placement = np.where(held(content, wanted), content, np.int32(EMPTY)).astype(np.int32)
         self._open[layer] = Promise(layer, placement, fills)
         return self._open[layer]
 

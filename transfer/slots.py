@@ -78,7 +78,8 @@ class SlotPool:
         limit_bytes: int | None,
     ) -> None:
         """Raises ExhaustedError when the pool would exceed ``limit_bytes``."""
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = {layer: threading.Condition(self._lock) for layer in layers}
         gradient_layout = layout.gradient_layout() if training else None
         each = layout.nbytes + (gradient_layout.nbytes if gradient_layout else 0)
         self.nbytes = each * len(layers) * spare_slots
@@ -96,7 +97,7 @@ class SlotPool:
                 self._slots[SlotKey(layer, slot)] = _make_slot(block, layout, gradient_layout)
 
     def state(self, key: SlotKey) -> SlotState:
-        with self._changed:
+        with self._lock:
             return self._slots[key].state
 
     def weights(self, key: SlotKey) -> Tensor:
@@ -114,49 +115,49 @@ class SlotPool:
 
     def expect(self, key: SlotKey) -> None:
         """A new fill is queued for the slot: what became of an earlier one no longer matters."""
-        with self._changed:
+        with self._lock:
             self._slots[key].error = None
 
     def begin_fill(self, key: SlotKey, wait_seconds: float) -> Tensor:
         """Wait until the slot is free, then claim it; returns its slab to copy into."""
-        with self._changed:
+        with self._lock:
             self._wait([key], lambda slot: slot.state is FREE, wait_seconds, "become free")
             slot = self._move(key, FREE, FILLING)
             slot.content = None
             return slot.weights
 
     def end_fill(self, key: SlotKey, content: Content) -> None:
-        with self._changed:
+        with self._lock:
             self._move(key, FILLING, READY).content = content
 
     def undo_fill(self, key: SlotKey) -> None:
         """FILLING -> FREE (or stay FREE): the copy broke off, another path will try."""
-        with self._changed:
+        with self._lock:
             if self._slots[key].state is FILLING:
                 self._move(key, FILLING, FREE)
 
     def fail(self, key: SlotKey, error: ForemoeError) -> None:
         """Record that what was promised for the slot did not come; whoever waits gets ``error``."""
-        with self._changed:
+        with self._lock:
             slot = self._slots[key]
             if slot.state is FILLING:
                 self._move(key, FILLING, FREE)
             slot.error = error
-            self._changed.notify_all()
+            self._changed[key.layer].notify_all()
 
     def wait_settled(self, keys: Sequence[SlotKey], wait_seconds: float) -> None:
         """Wait until every slot is READY or its fill has failed.
 
         Raises TransferError at the deadline.
         """
-        with self._changed:
+        with self._lock:
             self._wait(
                 keys, lambda s: s.state is READY or s.error is not None, wait_seconds, "fill"
             )
 
     def wait_free(self, keys: Sequence[SlotKey], wait_seconds: float) -> None:
         """Wait until every slot is FREE. Raises TransferError at the deadline."""
-        with self._changed:
+        with self._lock:
             self._wait(keys, lambda slot: slot.state is FREE, wait_seconds, "become free")
 
     def wait_all_free(self, wait_seconds: float) -> None:
@@ -169,7 +170,7 @@ class SlotPool:
         Raises the error with which a fill failed, or StaleGenerationError when a slot does not
         hold what was promised.
         """
-        with self._changed:
+        with self._lock:
             for key, content in promised.items():
                 self._check_content(key, content)
             for key in kept:
@@ -179,7 +180,7 @@ class SlotPool:
 
     def uses(self, key: SlotKey) -> int:
         """How often the slot was taken into use; tells one use from the next."""
-        with self._changed:
+        with self._lock:
             return self._slots[key].uses
 
     def clean_gradients(self, key: SlotKey) -> dict[str, Tensor]:
@@ -193,12 +194,12 @@ class SlotPool:
 
     def release(self, key: SlotKey) -> None:
         """IN_USE -> FREE; the content stays known."""
-        with self._changed:
+        with self._lock:
             self._move(key, IN_USE, FREE)
 
     def hold_gradients(self, key: SlotKey) -> None:
         """IN_USE -> GRADS: the gradient slab must not change until it is sent."""
-        with self._changed:
+        with self._lock:
             self._move(key, IN_USE, GRADS)
 
     def end_gradients(self, key: SlotKey) -> None:
@@ -206,18 +207,18 @@ class SlotPool:
         slot = self._slots[key]
         self.gradients(key).zero_()
         slot.gradients_dirty = False
-        with self._changed:
+        with self._lock:
             self._move(key, GRADS, FREE)
 
     def abandon(self, key: SlotKey) -> None:
         """READY -> FREE (or stay FREE if the fill failed)."""
-        with self._changed:
+        with self._lock:
             if self._slots[key].state is READY:
                 self._move(key, READY, FREE)
 
     def forget_all(self) -> None:
         """Void every slot's content; all must be free."""
-        with self._changed:
+        with self._lock:
             for key, slot in self._slots.items():
                 assert slot.state is FREE, f"{key} is {slot.state} while its content is voided"
                 slot.content, slot.error = None, None
@@ -237,7 +238,8 @@ class SlotPool:
         assert (before, after) in EDGES
         assert slot.state is before, f"{key} is {slot.state}, not {before}: cannot become {after}"
         slot.state = after
-        self._changed.notify_all()
+        if after in (FREE, READY):
+            self._changed[key.layer].notify_all()
         return slot
 
     def _wait(
@@ -256,7 +258,7 @@ class SlotPool:
                     f"layer {key.layer} slot {key.slot}: did not {what} within {wait_seconds} s "
                     f"(it is {self._slots[key].state}); a rank of the group is late or lost"
                 )
-            self._changed.wait(remaining)
+            self._changed[waiting[0].layer].wait(remaining)
 
 
 def _make_slot(block: Tensor, layout: SlabLayout, gradient_layout: SlabLayout | None) -> _Slot:

@@ -7,11 +7,17 @@ from collections.abc import Callable
 Job = Callable[[], None]
 
 
+def _nothing_left() -> bool:
+    return False
+
+
 class Worker:
     """First in, first out; a job reports its own failures and never blocks without a deadline."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, when_idle: Callable[[], bool] = _nothing_left) -> None:
+        """``when_idle`` runs when no job is queued, again and again until it returns False."""
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._when_idle = when_idle
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -26,5 +32,12 @@ class Worker:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job()
+        while self._when_idle():
+            pass
+
+    def _next(self) -> Job | None:
+        while self._jobs.empty() and self._when_idle():
+            pass
+        return self._jobs.get()

@@ -1,0 +1,280 @@
+"""How much of a link's speed the transfer engine reaches: paired, interleaved, in one run.
+
+    python -m benchmarks.transfer [--expert-mib 8] [--rounds 12] [--json FILE]
+
+Two processes, one thread each. Every figure is the time of the plain operation divided by the time
+of the engine for the same bytes, measured in turns (A B B A): 1.0 means that the engine costs
+nothing beside the bytes. Plain is ``Tensor.copy_`` from the same shared memory for the host path
+and ``send``/``recv`` of whole slabs over gloo, all posted at once, for the peer path.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.problem import Topology
+from foremoe.transfer.engine import TransferEngine
+from foremoe.transfer.host_cache import HostExpertCache
+from foremoe.transfer.paths import PathSpeed
+from foremoe.transfer.slab import SlabLayout, aligned_buffer
+
+LAYERS, EXPERTS, SPARE_SLOTS = 4, 8, 2
+COPIES = LAYERS * SPARE_SLOTS
+HOST_ONLY, PEER_ONLY, BOTH = PathSpeed(1.0, 0.0), PathSpeed(0.0, 1.0), PathSpeed(2.0, 1.0)
+
+Measure = Callable[[int], None]  # one run; the argument tells odd runs from even ones
+
+
+@dataclass(frozen=True)
+class Figure:
+    """plain_seconds / engine_seconds, median over pairs with a 95% bootstrap interval."""
+
+    name: str
+    bytes_a_run: int
+    ratio: float
+    low: float
+    high: float
+    engine_gigabytes_per_second: float
+    plain_gigabytes_per_second: float
+
+
+class Rank:
+    """One of two ranks; rank 0 measures, and rank 1 does its part."""
+
+    def __init__(self, rank: int, expert_bytes: int, directory: Path) -> None:
+        self.rank = rank
+        half = expert_bytes // 2
+        self.layout = SlabLayout.from_shapes({"up": (half,), "down": (half,)}, torch.uint8)
+        self.home = contiguous_homes(LAYERS, EXPERTS, 2)
+        self.cache = self._open_cache(directory)
+        self.raw_group = dist.new_group(backend="gloo")
+        own = {
+            (layer, expert): self._random_expert()
+            for layer in range(LAYERS)
+            for expert in np.flatnonzero(self.home[layer] == rank).tolist()
+        }
+        self.own = own
+        self.slots = [aligned_buffer(self.layout.nbytes) for _ in range(COPIES)]
+        for slab in self.slots:
+            slab.zero_()
+
+    def engine(self, speed: PathSpeed) -> TransferEngine:
+        engine = TransferEngine(
+            rank=self.rank,
+            topology=Topology(2, 2),
+            layers=range(LAYERS),
+            num_experts=EXPERTS,
+            layout=self.layout,
+            spare_slots=SPARE_SLOTS,
+            training=False,
+            cache=self.cache,
+            peer_group=dist.new_group(backend="gloo"),
+            home_weights=lambda layer, expert: self.own[layer, expert],
+            speed=speed,
+        )
+        engine.weights_changed()
+        return engine
+
+    def move(self, engine: TransferEngine, wanted: NDArray[np.int32]) -> None:
+        """All layers' replicas, from the promise to the moment the last one is usable."""
+        for layer in range(LAYERS):
+            engine.promise(layer, self.home[layer], wanted)
+        for layer in range(LAYERS):
+            engine.acquire(layer)
+        for layer in range(LAYERS):
+            engine.release(layer)
+
+    def _random_expert(self) -> dict[str, Tensor]:
+        return {
+            place.name: torch.randint(0, 255, place.shape, dtype=torch.uint8)
+            for place in self.layout.places
+        }
+
+    def _open_cache(self, directory: Path) -> HostExpertCache:
+        path: list[Any] = [None]
+        layers = range(LAYERS)
+        if self.rank == 0:
+            cache = HostExpertCache.create(directory, layers, EXPERTS, self.layout, 2)
+            path = [cache.path]
+        dist.broadcast_object_list(path)
+        if self.rank == 1:
+            cache = HostExpertCache.attach(path[0], layers, EXPERTS, self.layout)
+        dist.barrier()
+        cache.unlink()
+        return cache
+
+
+def wanted(run: int, *, both_ways: bool) -> NDArray[np.int32]:
+    """Other experts in even and odd runs, so that no run finds its replicas in place."""
+    shift = 2 * (run % 2)
+    replicas = np.array([[4 + shift, 5 + shift], [0 + shift, 1 + shift]], np.int32)
+    if not both_ways:
+        replicas[1] = -1
+    return replicas
+
+
+def host_path(rank: Rank, rounds: int) -> Figure | None:
+    engine = rank.engine(HOST_ONLY)
+
+    def plain(run: int) -> None:
+        if rank.rank == 0:
+            slabs = [
+                rank.cache.slab(layer, expert)
+                for layer in range(LAYERS)
+                for expert in wanted(run, both_ways=False)[0].tolist()
+            ]
+            for slot, slab in zip(rank.slots, slabs, strict=True):
+                slot.copy_(slab)
+
+    figure = paired(
+        rank,
+        "host path / copy_",
+        lambda run: rank.move(engine, wanted(run, both_ways=False)),
+        plain,
+        rounds,
+    )
+    engine.close()
+    return figure
+
+
+def peer_path(rank: Rank, rounds: int, *, both_ways: bool) -> Figure | None:
+    engine = rank.engine(PEER_ONLY)
+    source = [torch.randint(0, 255, (rank.layout.nbytes,), dtype=torch.uint8) for _ in rank.slots]
+
+    def plain(_: int) -> None:
+        works = []
+        for index, (slot, slab) in enumerate(zip(rank.slots, source, strict=True)):
+            if both_ways or rank.rank == 0:
+                works.append(rank.raw_group.recv([slot], 1 - rank.rank, index))
+            if both_ways or rank.rank == 1:
+                works.append(rank.raw_group.send([slab], 1 - rank.rank, index))
+        for work in works:
+            work.wait()
+
+    figure = paired(
+        rank,
+        f"peer path / gloo send-recv, {'both ways' if both_ways else 'one way'}",
+        lambda run: rank.move(engine, wanted(run, both_ways=both_ways)),
+        plain,
+        rounds,
+    )
+    engine.close()
+    return figure
+
+
+def paired(rank: Rank, name: str, engine: Measure, plain: Measure, rounds: int) -> Figure | None:
+    """Run A B B A ``rounds`` times after one warm-up; the figure on rank 0."""
+    order = [engine, plain, plain, engine]
+    runs = {engine: 0, plain: 0}
+    seconds: dict[Measure, list[float]] = {engine: [], plain: []}
+    for round_ in range(rounds + 1):
+        for measure in order:
+            dist.barrier()
+            started = time.perf_counter()
+            measure(runs[measure])
+            dist.barrier()
+            runs[measure] += 1
+            if round_ > 0:
+                seconds[measure].append(time.perf_counter() - started)
+    if rank.rank != 0:
+        return None
+    moved = COPIES * rank.layout.payload_bytes
+    engine_seconds, plain_seconds = np.array(seconds[engine]), np.array(seconds[plain])
+    ratios = plain_seconds / engine_seconds
+    draws = np.random.default_rng(0).choice(ratios, (2000, ratios.size))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return Figure(
+        name,
+        moved,
+        float(np.median(ratios)),
+        float(low),
+        float(high),
+        moved / float(np.median(engine_seconds)) / 1e9,
+        moved / float(np.median(plain_seconds)) / 1e9,
+    )
+
+
+def run_rank(rank: int, folder: str, arguments: argparse.Namespace, answer: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
+    state = Rank(rank, int(arguments.expert_mib * 2**20), arguments.cache_directory)
+    figures = [
+        host_path(state, arguments.rounds),
+        peer_path(state, arguments.rounds, both_ways=False),
+        peer_path(state, arguments.rounds, both_ways=True),
+    ]
+    if rank == 0:
+        answer.send(figures)
+    dist.destroy_process_group()
+
+
+def record(figures: list[Figure], arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "benchmark": "transfer",
+        "figures": [asdict(figure) for figure in figures],
+        "expert_mib": arguments.expert_mib,
+        "rounds": arguments.rounds,
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--expert-mib", type=float, default=8.0, help="size of one expert")
+    parser.add_argument("--rounds", type=int, default=12, help="A B B A rounds per figure")
+    parser.add_argument("--cache-directory", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--json", type=Path, help="where to write the record")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    receiver, answer = context.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(target=run_rank, args=(rank, folder, arguments, answer))
+            for rank in range(2)
+        ]
+        for process in ranks:
+            process.start()
+        answer.close()
+        figures: list[Figure] = receiver.recv()
+        for process in ranks:
+            process.join()
+    print(
+        f"{'plain time / engine time':<40} {'ratio':>6} {'95% interval':>15} {'GB/s':>6} {'plain':>6}"
+    )
+    for figure in figures:
+        print(
+            f"{figure.name:<40} {figure.ratio:>6.3f} {figure.low:>7.3f}-{figure.high:<7.3f} "
+            f"{figure.engine_gigabytes_per_second:>6.2f} {figure.plain_gigabytes_per_second:>6.2f}"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(record(figures, arguments), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
