@@ -1,12 +1,16 @@
 """Checks of what an engine is constructed with, before any memory is taken."""
 
+import hashlib
 from collections.abc import Sequence
+from datetime import timedelta
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch._C._distributed_c10d import AllgatherOptions
 from torch.distributed import ProcessGroup
 
-from foremoe.errors import InvalidInputError
+from foremoe.errors import ConflictError, InvalidInputError, TransferError
 from foremoe.planner.problem import Topology, check_homes
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.paths import PathSpeed
@@ -61,3 +65,26 @@ def check_home_shape(
             f"home: expected [layers, experts] = [{layers}, {num_experts}], got {list(home.shape)}"
         )
     check_homes(home, topology.ranks)
+
+
+def check_agreement(arguments: object, group: ProcessGroup, wait_seconds: float) -> None:
+    """Compare what every rank must know alike (by its ``repr``); also opens the connections.
+
+    Raises ConflictError when ranks differ, TransferError when one does not answer in time.
+    """
+    digest = hashlib.blake2b(repr(arguments).encode(), digest_size=16).digest()
+    own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+    everyone = [torch.empty_like(own) for _ in range(group.size())]
+    options = AllgatherOptions()
+    options.timeout = timedelta(seconds=wait_seconds)
+    try:
+        group.allgather([everyone], [own], options).wait()
+    except RuntimeError as error:
+        raise TransferError(
+            f"transfer engine: a rank of the group did not start within {wait_seconds} s: {error}"
+        ) from error
+    if differing := [r for r, other in enumerate(everyone) if not torch.equal(other, own)]:
+        raise ConflictError(
+            f"transfer engine: rank {group.rank()} and ranks {differing} were given different "
+            "topologies, layers, layouts, slots, homes, speeds or caches"
+        )

@@ -1,19 +1,17 @@
 """The transfer engine of one rank: replicas there before the layer needs them, gradients home."""
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from foremoe.errors import ConflictError, NotReadyError
+from foremoe.errors import NotReadyError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
-from foremoe.transfer.arguments import check_home_shape, check_paths, check_sizes
+from foremoe.transfer.arguments import check_agreement, check_home_shape, check_paths, check_sizes
 from foremoe.transfer.gradients import GradientCopy, GradientInbox, ReturnedGradient
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.host_cache import HostExpertCache
@@ -87,7 +85,8 @@ class TransferEngine:
         left = None if limit_bytes is None else limit_bytes - self._pool.nbytes
         self._inbox = GradientInbox(layout.gradient_layout(), left)
         if peer_group is not None:
-            self._check_agreement(peer_group)
+            everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
+            check_agreement((everyone_knows, speed, home.tobytes()), peer_group, wait_seconds)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
         path_seconds = wait_seconds / 2
         self._host = (
@@ -278,19 +277,3 @@ class TransferEngine:
             cache.write(layer, expert, tensors, self.generation)
         cache.announce(local_rank, 2 * self.generation + 1)
         cache.wait_for_all(2 * self.generation + 1, self._wait_seconds)
-
-    def _check_agreement(self, group: ProcessGroup) -> None:
-        """Compare what every rank must know alike; also opens the group's connections."""
-        arguments = (
-            (self.topology, self.layers, self.num_experts, self.layout, self.spare_slots),
-            (self.training, self._speed, self._ledger.home.tobytes()),
-        )
-        digest = hashlib.blake2b(repr(arguments).encode(), digest_size=16).digest()
-        own = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
-        others = [torch.empty_like(own) for _ in range(group.size())]
-        group.allgather([others], [own]).wait()
-        if differing := [r for r, other in enumerate(others) if not torch.equal(other, own)]:
-            raise ConflictError(
-                f"transfer engine: rank {self.rank} and ranks {differing} were given different "
-                "topologies, layers, layouts, slots, homes, speeds or caches"
-            )

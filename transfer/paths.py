@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,7 @@ from numpy.typing import NDArray
 from foremoe.errors import InvalidInputError
 from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Fill, Path
+from foremoe.transfer.path_flow import Capacity, Transfer, peer_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +33,44 @@ class PathSpeed:
 
 @dataclass(slots=True)
 class PathLoad:
-    """Slabs that each rank's links carry so far in the micro-step, int64 ``[P]`` each."""
+    """Slabs that each rank's links carry so far in the micro-step, by rank."""
 
-    host_in: NDArray[np.int64]
-    peer_in: NDArray[np.int64]
-    peer_out: NDArray[np.int64]
+    host_in: list[int]
+    peer_in: list[int]
+    peer_out: list[int]
 
     @classmethod
     def empty(cls, ranks: int) -> "PathLoad":
-        return cls(np.zeros(ranks, np.int64), np.zeros(ranks, np.int64), np.zeros(ranks, np.int64))
+        return cls([0] * ranks, [0] * ranks, [0] * ranks)
 
-    def add(self, copy: Copy) -> None:
-        if copy.path is Path.HOST:
-            self.host_in[copy.destination] += 1
+    def copy(self) -> "PathLoad":
+        return PathLoad(self.host_in.copy(), self.peer_in.copy(), self.peer_out.copy())
+
+    def add(self, transfer: Transfer, path: Path) -> None:
+        if path is Path.HOST:
+            self.host_in[transfer.destination] += 1
         else:
-            self.peer_in[copy.destination] += 1
-            self.peer_out[copy.source] += 1
+            self.peer_in[transfer.destination] += 1
+            self.peer_out[transfer.source] += 1
+
+    def peer_slabs(self, transfer: Transfer) -> int:
+        """Slabs on the busier of the transfer's two peer links."""
+        return max(self.peer_out[transfer.source], self.peer_in[transfer.destination])
+
+    def ends_sooner_by_peer(self, transfer: Transfer, speed: PathSpeed) -> bool:
+        if speed.peer <= 0:
+            return False
+        by_host = (self.host_in[transfer.destination] + 1) / speed.host
+        return (self.peer_slabs(transfer) + 1) / speed.peer < by_host
+
+    def room(self, end: Fraction, speed: PathSpeed) -> Capacity:
+        """Slabs that each link can carry until ``end`` (in slabs per unit of speed) on top."""
+        host, peer = floor(end * Fraction(speed.host)), floor(end * Fraction(speed.peer))
+        return Capacity(
+            [max(0, host - slabs) for slabs in self.host_in],
+            [max(0, peer - slabs) for slabs in self.peer_in],
+            [max(0, peer - slabs) for slabs in self.peer_out],
+        )
 
 
 def choose_paths(
@@ -56,20 +81,23 @@ def choose_paths(
     speed: PathSpeed,
     load: PathLoad,
 ) -> list[Copy]:
-    """Give every fill the path on which it would end first, behind what ``load`` already carries.
+    """Give every fill a path, so that the last of them ends as early as possible.
 
-    The host path reads the node's cache, so it serves homes of the same node only. Equal ends take
+    Each link carries its slabs one after the other, behind those in ``load``. The host path reads
+    the node's cache, so it serves homes of the same node only. Giving each fill the path on which
+    it ends first is mostly optimal; where it is not, an exact flow takes its place. Equal ends take
     the host path, which costs the home rank nothing. ``load`` is updated in place.
 
-    Raises InvalidInputError when a fill has no path at all.
+    Raises InvalidInputError when a fill has no path at all; ``load`` is then unchanged.
     """
+    transfers = [_transfer(fill, int(home[fill.expert]), topology, speed) for fill in fills]
+    by_peer = _first_to_end(transfers, speed, load)
+    by_peer = _sooner(transfers, by_peer, speed, load) or by_peer
     copies: list[Copy] = []
-    for fill in fills:
-        source = int(home[fill.expert])
-        path = _earliest(fill.rank, source, topology, speed, load)
-        copy = Copy(layer, fill.expert, source, fill.rank, fill.slot, path)
-        load.add(copy)
-        copies.append(copy)
+    for index, (fill, transfer) in enumerate(zip(fills, transfers, strict=True)):
+        path = Path.PEER if index in by_peer else Path.HOST
+        copies.append(Copy(layer, fill.expert, transfer.source, fill.rank, fill.slot, path))
+        load.add(transfer, path)
     return copies
 
 
@@ -94,19 +122,65 @@ class MicroStepPaths:
         return choose_paths(layer, fills, home, self._topology, self._speed, self._load)
 
 
-def _earliest(
-    destination: int, source: int, topology: Topology, speed: PathSpeed, load: PathLoad
-) -> Path:
-    host_serves = speed.host > 0 and topology.node_of(source) == topology.node_of(destination)
-    if not host_serves and speed.peer <= 0:
+def _transfer(fill: Fill, source: int, topology: Topology, speed: PathSpeed) -> Transfer:
+    host = speed.host > 0 and topology.node_of(source) == topology.node_of(fill.rank)
+    if not host and speed.peer <= 0:
         raise InvalidInputError(
-            f"no path from rank {source} to rank {destination}: the host cache serves one node "
+            f"no path from rank {source} to rank {fill.rank}: the host cache serves one node "
             "only and there is no peer group"
         )
-    if not host_serves:
-        return Path.PEER
-    if speed.peer <= 0:
-        return Path.HOST
-    host_end = (int(load.host_in[destination]) + 1) / speed.host
-    busier_port = max(int(load.peer_out[source]), int(load.peer_in[destination]))
-    return Path.HOST if host_end <= (busier_port + 1) / speed.peer else Path.PEER
+    return Transfer(source, fill.rank, host)
+
+
+def _first_to_end(transfers: Sequence[Transfer], speed: PathSpeed, load: PathLoad) -> set[int]:
+    """Indices of those that go by peer when each takes the path on which it ends first."""
+    so_far = load.copy()
+    by_peer: set[int] = set()
+    for index, transfer in enumerate(transfers):
+        if not transfer.host or so_far.ends_sooner_by_peer(transfer, speed):
+            by_peer.add(index)
+        so_far.add(transfer, Path.PEER if index in by_peer else Path.HOST)
+    return by_peer
+
+
+def _sooner(
+    transfers: Sequence[Transfer], by_peer: set[int], speed: PathSpeed, load: PathLoad
+) -> set[int] | None:
+    """Another choice that ends before ``by_peer`` does, as early as possible; None if none does."""
+    best: set[int] | None = None
+    ends = _possible_ends(transfers, by_peer, speed, load)
+    low, high = 0, len(ends)  # no choice ends by ends[low - 1], one does by ends[high]
+    while low < high:
+        middle = high - 1 if best is None else (low + high) // 2
+        share = peer_share(transfers, load.room(ends[middle], speed))
+        if share is None:
+            low = middle + 1
+        else:
+            best, high = share, middle
+    return best
+
+
+def _possible_ends(
+    transfers: Sequence[Transfer], by_peer: set[int], speed: PathSpeed, load: PathLoad
+) -> list[Fraction]:
+    """Times before the end of ``by_peer`` at which a link could end its last slab, ascending."""
+    links = [Fraction(link) for link in (speed.host, speed.peer) if link > 0]
+    end = last_end(transfers, by_peer, speed, load)
+    times = {slabs / link for link in links for slabs in range(1, floor(end * link) + 1)}
+    return sorted(time for time in times if time < end)
+
+
+def last_end(
+    transfers: Sequence[Transfer], by_peer: set[int], speed: PathSpeed, load: PathLoad
+) -> Fraction:
+    """When the last of ``transfers`` ends, those in ``by_peer`` by peer, behind ``load``."""
+    after = load.copy()
+    for index, transfer in enumerate(transfers):
+        after.add(transfer, Path.PEER if index in by_peer else Path.HOST)
+    ends = [
+        after.peer_slabs(transfer) / Fraction(speed.peer)
+        if index in by_peer
+        else after.host_in[transfer.destination] / Fraction(speed.host)
+        for index, transfer in enumerate(transfers)
+    ]
+    return max(ends, default=Fraction(0))

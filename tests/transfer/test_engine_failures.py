@@ -112,6 +112,19 @@ def test_gradients_that_do_not_come_are_an_error_within_the_deadline() -> None:
     run_ranks(_lost_gradients, 2)
 
 
+def _never_started(rank: int) -> None:
+    if rank == 0:
+        with _Clock(), pytest.raises(TransferError, match=r"did not start within 1\.0 s"):
+            ToyRank(rank, 2, None, wait_seconds=WAIT_SECONDS)
+    else:
+        dist.new_group(backend="gloo")
+    dist.barrier()
+
+
+def test_a_rank_that_never_starts_is_an_error_within_the_deadline() -> None:
+    run_ranks(_never_started, 2)
+
+
 def _close_while_waiting(rank: int) -> None:
     toy = ToyRank(rank, 2, None, wait_seconds=60.0)
     toy.step_optimizer()

@@ -1,12 +1,15 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foremoe.errors import InvalidInputError
 from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Fill, Path
-from foremoe.transfer.paths import PathLoad, PathSpeed, choose_paths
+from foremoe.transfer.path_flow import Transfer
+from foremoe.transfer.paths import PathLoad, PathSpeed, choose_paths, last_end
 
 HOME = np.arange(16, dtype=np.int32) // 4  # 4 ranks with 4 experts each
 ONE_NODE, TWO_NODES = Topology(4, 4), Topology(4, 2)
@@ -30,8 +33,8 @@ def test_both_paths_share_in_proportion_to_their_speed() -> None:
     fills = [Fill(0, slot, 4 + slot % 12) for slot in range(12)]
     copies, load = _choose(fills, PathSpeed(host=2e9, peer=1e9))
     assert [copy.path for copy in copies].count(Path.HOST) == 8
-    assert load.host_in.tolist() == [8, 0, 0, 0]
-    assert load.peer_in.tolist() == [4, 0, 0, 0]
+    assert load.host_in == [8, 0, 0, 0]
+    assert load.peer_in == [4, 0, 0, 0]
 
 
 def test_a_hot_source_is_relieved_by_the_host_path() -> None:
@@ -47,8 +50,8 @@ def test_sharing_never_ends_later_than_either_path_alone(
 ) -> None:
     def end(speed: PathSpeed) -> float:
         _, load = _choose(fills, speed)
-        ends = [load.host_in / host, load.peer_in / peer, load.peer_out / peer]
-        return float(np.max(ends))
+        slabs = [load.host_in, load.peer_in, load.peer_out]
+        return max(max(s) / link for s, link in zip(slabs, (host, peer, peer), strict=True))
 
     both = end(PathSpeed(host, peer))
     assert both <= end(PathSpeed(host, 0)) + 1e-9
@@ -83,3 +86,54 @@ def test_load_of_earlier_layers_counts() -> None:
     load.host_in[0] = 5
     copies = choose_paths(3, [Fill(0, 0, 4)], HOME, ONE_NODE, PathSpeed(1, 1), load)
     assert copies[0].path is Path.PEER
+
+
+@st.composite
+def small_problems(draw: st.DrawFn) -> tuple[list[Fill], PathSpeed, Topology, PathLoad]:
+    fills = draw(fill_lists())[:7]
+    speed = PathSpeed(
+        draw(st.sampled_from([0.0, 1.0, 2.0, 3.0])), draw(st.sampled_from([1.0, 2.0]))
+    )
+    earlier = st.lists(st.integers(0, 3), min_size=4, max_size=4)
+    load = PathLoad(draw(earlier), draw(earlier), draw(earlier))
+    return fills, speed, draw(st.sampled_from([ONE_NODE, TWO_NODES])), load
+
+
+@settings(max_examples=600)
+@given(small_problems())
+def test_no_choice_of_paths_ends_earlier(
+    problem: tuple[list[Fill], PathSpeed, Topology, PathLoad],
+) -> None:
+    fills, speed, topology, load = problem
+    before = load.copy()
+    copies = choose_paths(3, fills, HOME, topology, speed, load)
+    transfers = [
+        Transfer(
+            copy.source,
+            copy.destination,
+            speed.host > 0 and topology.node_of(copy.source) == topology.node_of(copy.destination),
+        )
+        for copy in copies
+    ]
+    chosen = {index for index, copy in enumerate(copies) if copy.path is Path.PEER}
+    forced = {index for index, transfer in enumerate(transfers) if not transfer.host}
+    assert forced <= chosen
+    free = sorted(set(range(len(transfers))) - forced)
+    earliest = min(
+        last_end(transfers, forced | set(extra), speed, before)
+        for count in range(len(free) + 1)
+        for extra in combinations(free, count)
+    )
+    assert last_end(transfers, chosen, speed, before) == earliest
+    replayed = before.copy()
+    for transfer, copy in zip(transfers, copies, strict=True):
+        replayed.add(transfer, copy.path)
+    assert replayed == load
+
+
+def test_a_copy_makes_way_for_those_that_need_its_source_more() -> None:
+    """By itself the first fill would end sooner by peer, but then the last one ends at 3, not 2."""
+    fills = [Fill(1, 0, 0), Fill(2, 0, 1), Fill(3, 0, 2)]
+    load = PathLoad([0, 0, 1, 1], [0] * 4, [0] * 4)
+    copies = choose_paths(3, fills, HOME, ONE_NODE, PathSpeed(host=0.5, peer=1.0), load)
+    assert [copy.path for copy in copies] == [Path.HOST, Path.PEER, Path.PEER]
