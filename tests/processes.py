@@ -1,6 +1,7 @@
 """Real rank processes for tests: a fork server that has torch loaded makes them start fast."""
 
 import multiprocessing
+import pickle
 import queue
 import tempfile
 import traceback
@@ -36,7 +37,7 @@ def run_ranks(
             for _ in range(ranks):
                 rank, error, value = results.get(timeout=timeout_seconds)
                 assert error is None, f"rank {rank} failed:\n{error}"
-                outcome[rank] = value
+                outcome[rank] = pickle.loads(value)
             for process in processes:
                 process.join(timeout=10)
         except queue.Empty:
@@ -72,7 +73,8 @@ def _rank_main(
         )
         value = function(rank, *arguments)
         dist.barrier()
-        results.put((rank, None, value))
+        # By value: a queue would send tensors as handles that die with this process.
+        results.put((rank, None, pickle.dumps(value)))
         dist.destroy_process_group()
     except BaseException:  # noqa: BLE001 - the parent raises it
         results.put((rank, traceback.format_exc(), None))

@@ -81,22 +81,16 @@ class RandomPlans:
 
 def train(rank: int, case: Case, missing: dict[int, set[int]] | None = None) -> dict[str, Any]:
     """Train the case's layers on this rank with random plans; outputs, gradients and reports."""
-    group = dist.group.WORLD
-    assert group is not None
-    layers = [_layer(case, position, group) for position in range(case.layers)]
-    options = AttachOptions(address=None, spare_slots=case.spare_slots)
-    session = open_session([layer.home_experts() for layer in layers], group, options)
+    layers, session = build(case, None)
     plans = session._client = RandomPlans(case, rank, missing)
-    for layer in layers:
-        layer.session = session
     outputs: list[Tensor] = []
     gradients: list[Tensor] = []
     with session.stage(STEP, Stage.UPDATE) as run:
         for index in range(case.total):
             with session.micro_step(index):
-                outputs.append(_forward_backward(case, rank, index, layers))
+                outputs.append(forward_backward(case, rank, index, layers))
             if index % case.micro_steps == case.micro_steps - 1:
-                gradients += _step(layers, session)
+                gradients += optimizer_step(layers, session)
     session.close()
     return {
         "outputs": outputs,
@@ -104,6 +98,18 @@ def train(rank: int, case: Case, missing: dict[int, set[int]] | None = None) -> 
         "records": run.records,
         "reports": len(plans.reports),
     }
+
+
+def build(case: Case, address: str | None) -> tuple[list[MoELayer], RankSession]:
+    """The case's layers on this rank, joined to the daemon at ``address`` if there is one."""
+    group = dist.group.WORLD
+    assert group is not None
+    layers = [_layer(case, position, group) for position in range(case.layers)]
+    options = AttachOptions(address=address, spare_slots=case.spare_slots)
+    session = open_session([layer.home_experts() for layer in layers], group, options)
+    for layer in layers:
+        layer.session = session
+    return layers, session
 
 
 def _layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
@@ -118,7 +124,7 @@ def _layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
     return layer
 
 
-def _forward_backward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
+def forward_backward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
     hidden = case.inputs(rank, index)
     routing = torch.from_numpy(case.actual_routing(rank, index))
     for position, layer in enumerate(layers):
@@ -127,7 +133,7 @@ def _forward_backward(case: Case, rank: int, index: int, layers: list[MoELayer])
     return hidden.detach()
 
 
-def _step(layers: list[MoELayer], session: RankSession) -> list[Tensor]:
+def optimizer_step(layers: list[MoELayer], session: RankSession) -> list[Tensor]:
     gradients = []
     for layer in layers:
         for parameter in (layer.router.weight, layer.gate_up, layer.down):
