@@ -36,7 +36,7 @@ from foremoe.transfer.slab import SlabLayout, aligned_buffer
 
 LAYERS, EXPERTS, SPARE_SLOTS = 4, 8, 2
 COPIES = LAYERS * SPARE_SLOTS
-HOST_ONLY, PEER_ONLY, BOTH = PathSpeed(1.0, 0.0), PathSpeed(0.0, 1.0), PathSpeed(2.0, 1.0)
+HOST_ONLY, PEER_ONLY = PathSpeed(1.0, 0.0), PathSpeed(0.0, 1.0)
 
 Measure = Callable[[int], None]  # one run; the argument tells odd runs from even ones
 
@@ -64,12 +64,11 @@ class Rank:
         self.home = contiguous_homes(LAYERS, EXPERTS, 2)
         self.cache = self._open_cache(directory)
         self.raw_group = dist.new_group(backend="gloo")
-        own = {
+        self.own = {
             (layer, expert): self._random_expert()
             for layer in range(LAYERS)
             for expert in np.flatnonzero(self.home[layer] == rank).tolist()
         }
-        self.own = own
         self.slots = [aligned_buffer(self.layout.nbytes) for _ in range(COPIES)]
         for slab in self.slots:
             slab.zero_()
@@ -264,9 +263,7 @@ def main() -> None:
         figures: list[Figure] = receiver.recv()
         for process in ranks:
             process.join()
-    print(
-        f"{'plain time / engine time':<40} {'ratio':>6} {'95% interval':>15} {'GB/s':>6} {'plain':>6}"
-    )
+    print(f"{'plain / engine time':<40} {'ratio':>6} {'95% interval':>15} {'GB/s':>6} {'plain':>6}")
     for figure in figures:
         print(
             f"{figure.name:<40} {figure.ratio:>6.3f} {figure.low:>7.3f}-{figure.high:<7.3f} "
