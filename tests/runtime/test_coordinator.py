@@ -1,13 +1,14 @@
 """The coordinator against a model: any order of calls, good and bad, over several steps."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from hypothesis import settings
+from hypothesis import event, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from foremoe.errors import ForemoeError
 from foremoe.planner.policies import POLICIES
@@ -29,6 +30,8 @@ STEPS = st.integers(0, 3)
 NAMES = st.sampled_from("abcd")
 STAGES = st.sampled_from(list(Stage))
 CONTENTS = st.sampled_from([histogram(2, 0, 0, 0), histogram(1, 1, 0, 0)])
+FLAWS = st.sampled_from(["none", "none", "none", "stranger", "repeat"])
+RARELY = st.sampled_from([False, False, True])
 GROUP = RankRegistration("group", 0, 2, 1, 1, EXPERTS, LAYERS)
 SEQUENCE_BYTES = len(LAYERS) * EXPERTS * 4 + SEQUENCE_OVERHEAD_BYTES
 
@@ -76,6 +79,12 @@ class CoordinatorMachine(RuleBasedStateMachine):
         for number in self.sequences.keys() - self.coordinator.steps.keys():
             del self.sequences[number]
 
+    @initialize()
+    def begin(self) -> None:
+        for rank in range(GROUP.ranks):
+            self.register(rank, GROUP.spare_slots)
+        self.upload(0, set("abcd"), histogram(2, 0, 0, 0))
+
     @rule(rank=st.integers(0, 1), spare_slots=st.sampled_from([1, 1, 1, 2]))
     def register(self, rank: int, spare_slots: int) -> None:
         registration = replace(GROUP, rank=rank, spare_slots=spare_slots)
@@ -98,7 +107,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, honest: bool) -> None:
         pair = data.draw(st.sampled_from(self.uploads))
         self.uploads.remove(pair)
-        upload, sequences = pair
+        self.finish_upload(*pair, honest=honest)
+
+    def finish_upload(self, upload: StagedUpload, sequences: dict[str, Any], honest: bool) -> None:
         message = ForesightCommit(
             chunks=upload.chunks + (not honest),
             payload_bytes=upload._payload_bytes,
@@ -124,43 +135,69 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.uploads.remove(pair)
         self.coordinator.abort_upload(pair[0])
 
-    @rule(
-        step=STEPS,
-        stage=STAGES,
-        names=st.lists(st.lists(NAMES, max_size=2), min_size=2, max_size=4).filter(
-            lambda names: len(names) != 3
-        ),
-    )
-    def schedule(self, step: int, stage: Stage, names: list[list[str]]) -> None:
-        micro_steps = [
-            MicroStepSchedule(0, names[index : index + 2]) for index in range(0, len(names), 2)
-        ]
-        self.attempt(lambda: self.coordinator.submit_schedule("group", step, stage, micro_steps))
+    @rule(step=STEPS, names=st.sets(NAMES, min_size=1), content=CONTENTS)
+    def upload(self, step: int, names: set[str], content: Any) -> None:
+        self.open_upload(step, TOP_K)
+        for name in names:
+            upload, sequences = self.uploads[-1]
+            if self.attempt(lambda: upload.add(SequencePiece(name, 1, content, content))):  # noqa: B023 - called at once
+                sequences[name] = content
+        self.finish_upload(*self.uploads.pop(), honest=True)
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data(), stage=STAGES, micro_steps=st.integers(1, 2), flaw=FLAWS)
+    def schedule(self, data: st.DataObject, stage: Stage, micro_steps: int, flaw: str) -> None:
+        step = data.draw(st.sampled_from(sorted(self.sequences)))
+        schedule = []
+        for _ in range(micro_steps):
+            ranks: list[list[str]] = [[], []]
+            for name in self.sequences[step]:
+                data.draw(st.sampled_from([*ranks, []])).append(name)
+            schedule.append(MicroStepSchedule(0, ranks))
+        if flaw != "none":
+            extra = "stranger" if flaw == "stranger" else next(iter(self.sequences[step]), "")
+            schedule.append(MicroStepSchedule(0, [[extra], [extra]]))
+        earlier = self.coordinator.steps[step].stages.get(("group", stage))
+        if self.attempt(lambda: self.coordinator.submit_schedule("group", step, stage, schedule)):
+            assert flaw == "none"
+            assert earlier is None or earlier.schedule == tuple(schedule)
+            event("scheduled")
 
     @precondition(lambda self: self.planning)
-    @rule(data=st.data())
-    def plan_one(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), calls=st.integers(1, 4), breaks=RARELY, too_late=RARELY)
+    def plan(self, data: st.DataObject, calls: int, breaks: bool, too_late: bool) -> None:
         planning = data.draw(st.sampled_from(self.planning))
-        wakes, record = self.wakes, planning.job.record
-        plan = next(planning.plans, None)
-        if plan is None:
+        record = planning.job.record
+        plans = list(itertools.islice(planning.plans, calls))
+        if too_late:
+            self.release(record.step)
+        for plan in plans:
+            wakes = self.wakes
+            self.coordinator.publish(record, plan)
+            assert self.wakes == wakes + (not record.cancelled.is_set())
+        if breaks:
+            self.planning.remove(planning)
+            self.coordinator.fail_planning(record, ValueError("a bug"))
+        elif calls > len(record.schedule) or record.cancelled.is_set():
             self.planning.remove(planning)
             self.coordinator.finish_planning(record, planning.run.summary())
-        else:
-            self.coordinator.publish(record, plan)
-            assert self.wakes == wakes + 1
+            event("planned")
 
-    @precondition(lambda self: self.planning)
-    @rule(data=st.data())
-    def break_off(self, data: st.DataObject) -> None:
-        planning = data.draw(st.sampled_from(self.planning))
-        self.planning.remove(planning)
-        self.coordinator.fail_planning(planning.job.record, ValueError("a bug"))
-
-    @rule(rank=st.integers(0, 1), step=STEPS, stage=STAGES, micro_step=st.integers(0, 2))
-    def report(self, rank: int, step: int, stage: Stage, micro_step: int) -> None:
-        one = MicroStepReport(micro_step, "", np.ones(2, np.int64), np.zeros(2))
-        self.attempt(lambda: self.coordinator.report("group", rank, step, stage, [one]))
+    @rule(data=st.data(), rank=st.integers(0, 1), micro_steps=st.sets(st.integers(0, 2)))
+    def report(self, data: st.DataObject, rank: int, micro_steps: set[int]) -> None:
+        scheduled = [
+            (number, stage)
+            for number, step in self.coordinator.steps.items()
+            for _, stage in step.stages
+        ]
+        step, stage = data.draw(st.sampled_from([*scheduled, (0, Stage.UPDATE), (9, Stage.UPDATE)]))
+        layers = len(LAYERS)
+        reports = [
+            MicroStepReport(index, "", np.ones(layers, np.int64), np.zeros(layers))
+            for index in micro_steps
+        ]
+        if self.attempt(lambda: self.coordinator.report("group", rank, step, stage, reports)):
+            event("reported")
 
     @rule(step=STEPS)
     def release(self, step: int) -> None:
@@ -219,4 +256,4 @@ class CoordinatorMachine(RuleBasedStateMachine):
 
 
 TestCoordinator = CoordinatorMachine.TestCase
-TestCoordinator.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCoordinator.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

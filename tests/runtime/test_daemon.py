@@ -3,6 +3,7 @@
 import queue
 import socket
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from foremoe.rpc.v1.rank_pb2 import StreamPlansRequest
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
 from foremoe.rpc.v1.status_pb2 import GetStatusRequest
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
+from foremoe.runtime.daemon import LAST_GRACE_SECONDS
 from tests.runtime.daemon_process import DaemonProcess, run_foremoe
 from tests.runtime.eventually import eventually
 from tests.runtime.uploads import EXPERTS, LAYERS, histogram, upload
@@ -80,9 +82,11 @@ def test_sigterm_drains(folder: Path, loop: str) -> None:
         daemon.process.terminate()
         assert next(health).status == HealthCheckResponse.NOT_SERVING
         assert list(plans) == []  # ended, not broken
-        with pytest.raises(grpc.RpcError) as refusal:
-            StatusServiceStub(channel).GetStatus(GetStatusRequest(), timeout=10)
-        assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
+        begin = time.monotonic()
+        while time.monotonic() - begin < 3 * LAST_GRACE_SECONDS:
+            with pytest.raises(grpc.RpcError, match="draining") as refusal:
+                StatusServiceStub(channel).GetStatus(GetStatusRequest(), timeout=10)
+            assert refusal.value.code() is grpc.StatusCode.UNAVAILABLE
         for message in (*rest, None):
             messages.put(message)
         assert call.result(timeout=10).sequences_added == 2
