@@ -34,7 +34,7 @@ from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.slab import SlabLayout, aligned_buffer
 
-LAYERS, EXPERTS, SPARE_SLOTS = 4, 8, 2
+LAYERS, EXPERTS, SPARE_SLOTS = 8, 8, 2
 COPIES = LAYERS * SPARE_SLOTS
 HOST_ONLY, PEER_ONLY = PathSpeed(1.0, 0.0), PathSpeed(0.0, 1.0)
 
