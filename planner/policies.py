@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foremoe.planner.bound import lower_bound
+from foremoe.planner.goal import goal_tokens
 from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.over_time import resident
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.replicas import choose_replicas
@@ -56,21 +57,7 @@ def foremoe(problem: StageProblem) -> Iterator[Plan]:
         )
 
 
-def goal_tokens(
-    expert_tokens: NDArray[np.int64], ranks: int, target: float | None
-) -> NDArray[np.int64]:
-    """Pairs on the busiest rank that a target imbalance allows: ``[L, E]`` -> int64 ``[L]``.
-
-    0 without a target, at least 1 with one.
-    """
-    total = expert_tokens.sum(axis=1)
-    if target is None:
-        return np.zeros_like(total)
-    goal: NDArray[np.int64] = np.floor(total * min(target / ranks, 1.0)).astype(np.int64)
-    return np.maximum(goal, 1)
-
-
-POLICIES: dict[str, Policy] = {"none": no_replicas, "foremoe": foremoe}
+POLICIES: dict[str, Policy] = {"none": no_replicas, "foremoe": foremoe, "resident": resident}
 
 
 def warm_up() -> None:

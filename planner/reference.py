@@ -215,6 +215,7 @@ def split_layer(
         (rank, slot): quota
         for rank, held in enumerate(replicas)
         for slot, (_, quota) in enumerate(held)
+        if quota > 0
     }
     tokens: dict[tuple[int, int, int], int] = {}
 
@@ -253,7 +254,7 @@ def plan_stage(problem: StageProblem) -> Iterator[Plan]:
             weight = {e: sum(row[e] for row in load) for e in range(experts)}
             home = {e: int(rank) for e, rank in enumerate(problem.home[layer])}
             bound = lower_bound(weight, home, topology, slots)
-            goal = _goal(sum(weight.values()), ranks, problem.target)
+            goal = goal_tokens(sum(weight.values()), ranks, problem.target)
             replicas = plan_layer(weight, home, topology, slots, bound, goal)
             bounds[layer] = bound
             for rank, held in enumerate(replicas):
@@ -264,7 +265,7 @@ def plan_stage(problem: StageProblem) -> Iterator[Plan]:
         yield Plan(problem.home, problem.load[m], replica_expert, replica_tokens, bounds)
 
 
-def _goal(total: int, ranks: int, target: float | None) -> int:
+def goal_tokens(total: int, ranks: int, target: float | None) -> int:
     """Pairs on the busiest rank that the target imbalance allows; 0 without a target."""
     if target is None:
         return 0

@@ -14,12 +14,13 @@ def problems(
     max_nodes: int = 3,
     max_experts_per_rank: int = 4,
     max_pairs: int = 2**35,
+    max_micro_steps: int = 2,
 ) -> StageProblem:
     """Stages with any homes; loads range from all zero over skewed to beyond 2**31."""
     ranks_per_node = draw(st.integers(1, max_ranks_per_node))
     topology = Topology(ranks_per_node * draw(st.integers(1, max_nodes)), ranks_per_node)
     experts = topology.ranks * draw(st.integers(1, max_experts_per_rank))
-    micro_steps, layers = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    micro_steps, layers = draw(st.integers(1, max_micro_steps)), draw(st.integers(1, 2))
     most = draw(st.sampled_from([1, 9, 1000, max_pairs]))
     load = draw(
         hnp.arrays(
@@ -33,7 +34,7 @@ def problems(
     return StageProblem(
         load=load,
         home=home.astype(np.int32),
-        mini_batch=np.zeros(micro_steps, np.int32),
+        mini_batch=np.sort(draw(hnp.arrays(np.int32, micro_steps, elements=st.integers(0, 1)))),
         topology=topology,
         spare_slots=draw(st.integers(0, 3)),
         target=draw(st.sampled_from([None, 1.0, 1.02, 1.1, 1.5, 1e300])),

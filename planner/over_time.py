@@ -1,0 +1,170 @@
+"""The policy ``resident``: plans a mini-batch over time, so that replicas stay and few are copied.
+
+The first micro-step of a mini-batch is planned alone, as nothing is resident yet and its plan is
+wanted at once. From then on ``foremoe.planner.residents`` changes slots only where the target would
+be missed, with an eye on the micro-steps to come. Where it finds no way, the micro-step is planned
+alone again if that is better, and what that plan shares with the slots stays.
+
+A plan names everything its slots hold, also residents without tokens, so that an engine which makes
+the slots equal to the plan keeps exactly what the planner counts on.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.bound import lower_bound
+from foremoe.planner.goal import goal_tokens
+from foremoe.planner.plan import Plan
+from foremoe.planner.problem import StageProblem
+from foremoe.planner.replicas import choose_replicas
+from foremoe.planner.residents import advance
+from foremoe.planner.split import split_by_source
+
+LOOKAHEAD = 64  # micro-steps; more change next to nothing, the weights have decayed to 4%
+DEFAULT_TARGET = 1.02
+
+
+def resident(problem: StageProblem) -> Iterator[Plan]:
+    """Plan each mini-batch over time, to ``problem.target`` or else to an imbalance of 1.02."""
+    starts = np.flatnonzero(np.diff(problem.mini_batch, prepend=problem.mini_batch[:1] - 1))
+    for start, end in zip(starts, [*starts[1:], problem.micro_steps], strict=True):
+        slots = _Slots(problem, int(start), int(end))
+        for micro_step in range(int(start), int(end)):
+            yield slots.plan(micro_step)
+
+
+class _Slots:
+    """What the slots hold while one mini-batch is planned, and the flows of what comes next."""
+
+    def __init__(self, problem: StageProblem, start: int, end: int) -> None:
+        _, layers, ranks, experts = problem.load.shape
+        rows = min(end - start, LOOKAHEAD + 1)
+        places = problem.spare_slots
+        self.problem, self.start, self.end = problem, start, end
+        self.rows, self.loaded = rows, start
+        self.bound = np.zeros((layers, rows), np.int64)
+        self.threshold = np.zeros((layers, rows), np.int64)
+        self.weight = np.zeros((layers, rows, experts), np.int64)
+        self.slot = np.full((layers, ranks, places), -1, np.int32)
+        self.left = np.zeros((layers, rows, experts), np.int64)
+        self.served = np.zeros((layers, rows, ranks, places), np.int64)
+        self.tokens = np.zeros((layers, rows, ranks), np.int64)
+        self.excess = np.zeros((layers, rows), np.int64)
+        self.stuck = np.zeros((layers, rows, ranks), np.bool_)
+
+    def plan(self, micro_step: int) -> Plan:
+        """The plan of the next micro-step; call once for each, in order."""
+        problem, row = self.problem, micro_step % self.rows
+        layers = np.arange(len(self.slot))
+        if self.loaded == self.start:  # wanted at once: look no further yet
+            self._load(micro_step)
+            self._plan_alone(layers, row)
+        else:
+            while self.loaded < min(micro_step + self.rows, self.end):
+                self._load(self.loaded)
+            self._advance(layers, row, min(self.rows, self.end - micro_step) - 1)
+            self._plan_alone(np.flatnonzero(self.excess[:, row] > 0), row)
+        quota = np.ascontiguousarray(self.served[:, row])
+        return Plan(
+            home=problem.home,
+            load=problem.load[micro_step],
+            replica_expert=self.slot.copy(),
+            replica_tokens=split_by_source(
+                problem.load[micro_step],
+                problem.home,
+                self.slot,
+                quota,
+                problem.topology.ranks_per_node,
+            ),
+            bound=self.bound[:, row].copy(),
+        )
+
+    def _load(self, micro_step: int) -> None:
+        """Bring the next micro-step into sight."""
+        problem, row = self.problem, micro_step % self.rows
+        ranks = problem.topology.ranks
+        weight = problem.load[micro_step].sum(axis=1)
+        target = DEFAULT_TARGET if problem.target is None else problem.target
+        self.weight[:, row] = weight
+        self.bound[:, row] = lower_bound(weight, problem.home, ranks, problem.spare_slots)
+        self.threshold[:, row] = np.maximum(self.bound[:, row], goal_tokens(weight, ranks, target))
+        self.excess[:, row] = -1
+        self.loaded += 1
+
+    def _advance(self, layers: NDArray[np.int64], row: int, ahead: int) -> None:
+        advance(
+            layers,
+            self.weight,
+            self.threshold,
+            self.problem.home,
+            self.problem.topology.ranks_per_node,
+            self.slot,
+            self.left,
+            self.served,
+            self.tokens,
+            self.excess,
+            self.stuck,
+            row,
+            ahead,
+        )
+
+    def _plan_alone(self, layers: NDArray[np.int64], row: int) -> None:
+        """Plan some layers of a micro-step as if nothing were resident, where that is better."""
+        if not layers.size:
+            return
+        home, weight = self.problem.home[layers], self.weight[layers, row]
+        ranks, places = self.slot.shape[1:]
+        wanted, quota = choose_replicas(
+            weight,
+            home,
+            self.bound[layers, row],
+            self.threshold[layers, row],
+            ranks,
+            self.problem.topology.ranks_per_node,
+            places,
+        )
+        tokens = _rank_tokens(weight, home, wanted, quota)
+        first = self.excess[layers, row] < 0
+        better = first | (tokens.max(axis=1) < self.tokens[layers, row].max(axis=1))
+        for index in np.flatnonzero(better):
+            layer = layers[index]
+            self.slot[layer] = _merged(self.slot[layer], wanted[index])
+            self.threshold[layer, row] = max(self.threshold[layer, row], tokens[index].max())
+            self.excess[layer] = -1
+        self._advance(layers[better], row, 0)
+
+
+def _rank_tokens(
+    weight: NDArray[np.int64],
+    home: NDArray[np.int32],
+    placed: NDArray[np.int32],
+    quota: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Pairs each rank computes, ``[L, P]``: of ``weight, home [L, E], placed, quota [L, P, R]``."""
+    tokens: NDArray[np.int64] = quota.sum(axis=2)
+    rows = np.arange(len(home))[:, None]
+    np.add.at(tokens, (rows, home), weight)
+    layer, rank, place = np.nonzero(placed >= 0)
+    owner = home[layer, placed[layer, rank, place]]
+    np.subtract.at(tokens, (layer, owner), quota[layer, rank, place])
+    return tokens
+
+
+def _merged(held: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Slots ``[P, R]`` with all that is wanted: what is held stays in place if there is room.
+
+    >>> _merged(np.array([[4, 7]], np.int32), np.array([[5, -1]], np.int32))
+    array([[5, 7]], dtype=int32)
+    >>> _merged(np.array([[4, 7]], np.int32), np.array([[7, 5]], np.int32))
+    array([[5, 7]], dtype=int32)
+    """
+    merged = held.copy()
+    for rank, experts in enumerate(wanted.tolist()):
+        missing = [expert for expert in experts if expert >= 0 and expert not in held[rank]]
+        empty = [place for place, expert in enumerate(held[rank]) if expert < 0]
+        stale = [place for place, expert in enumerate(held[rank]) if expert not in experts]
+        for expert, place in zip(missing, dict.fromkeys(empty + stale), strict=False):
+            merged[rank, place] = expert
+    return merged

@@ -1,0 +1,412 @@
+"""Planning over time: replicas that stay in their slots over many micro-steps.
+
+All micro-steps of a mini-batch are known in advance, and a replica that stays where it is costs no
+copy. So the question is not which replicas are best now, but which few changes of the slots keep
+every micro-step at or below its threshold T, the goal of its layer. Layers are independent.
+
+For one micro-step and the experts the slots hold, the quotas are a flow: pairs of an expert may
+sit on its home or on any rank that holds a replica of it. From the ranks above T, shortest
+augmenting paths move pairs to ranks below T; what cannot move is the micro-step's excess, and the
+ranks from which no pair can flow to a rank below T are stuck. The flow is exact: with these slots
+the excess cannot be less.
+
+While the present micro-step has an excess, one slot changes. A candidate is a replica (e, p) of an
+expert with movable pairs on stuck ranks, on a rank p from which pairs can flow on to room. Its gain
+in a micro-step is the share of the excess it can remove,
+
+    gain = min(pairs of e on stuck ranks, reach of p, excess) / excess,
+
+where the reach of p is its own room or the widest way to another rank's. A slot's loss is the share
+of the threshold that its present replica serves. The candidate with the highest
+
+    sum_k weight_k * (gain_k - loss_k)
+
+over the present and the coming micro-steps is copied in, where weights decay by a twentieth with
+each micro-step and the present one counts double. On its rank it replaces the replica with the
+lowest loss, or nothing while a slot is free; a replica copied for the present micro-step stays for
+it. All numbers are integers; between equals the one in its home's node, then the lowest rank, then
+the lowest expert.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.kernel import kernel
+
+SHARE = 1024  # one whole, for gains and losses
+HEAVIEST = 2**20  # weight of the next micro-step
+
+
+class Horizon(NamedTuple):
+    """One layer and the coming micro-steps; row k of an array is micro-step k modulo the rows."""
+
+    weight: NDArray[np.int64]  # [W, E] pairs per expert
+    threshold: NDArray[np.int64]  # [W]
+    home: NDArray[np.int32]  # [E]
+    node: NDArray[np.int64]  # [P]
+    slot: NDArray[np.int32]  # [P, R] expert held, -1 for none
+    left: NDArray[np.int64]  # [W, E] pairs at home
+    served: NDArray[np.int64]  # [W, P, R] pairs of the replica
+    tokens: NDArray[np.int64]  # [W, P] pairs each rank computes
+    excess: NDArray[np.int64]  # [W] pairs above the threshold that cannot move; -1 before the flow
+    stuck: NDArray[np.bool_]  # [W, P]
+
+
+class Hops(NamedTuple):
+    """Where slots' replicas have their homes, and the last step of each path of a search."""
+
+    first: NDArray[np.int64]  # [P] first slot (rank * R + slot) with an expert of this home
+    next: NDArray[np.int64]  # [P * R] the next one, -1 after the last
+    origin: NDArray[np.int64]  # [P] rank the path came from, -1 at its start
+    given: NDArray[np.int64]  # [P] slot on that rank the pairs leave, -1 for home
+    taken: NDArray[np.int64]  # [P] slot on this rank they enter, -1 for home
+    queue: NDArray[np.int64]  # [P]
+
+
+@kernel
+def advance(
+    chosen: NDArray[np.int64],
+    weight: NDArray[np.int64],
+    threshold: NDArray[np.int64],
+    home: NDArray[np.int32],
+    ranks_per_node: int,
+    slot: NDArray[np.int32],
+    left: NDArray[np.int64],
+    served: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    excess: NDArray[np.int64],
+    stuck: NDArray[np.bool_],
+    row: int,
+    rows: int,
+) -> None:
+    """Settle the micro-step in ``row`` for the chosen layers, with an eye on the ``rows`` after it.
+
+    weight ``[L, W, E]``, threshold ``[L, W]``, home ``[L, E]``, slot ``[L, P, R]`` and the state of
+    the flows as in ``Horizon`` with a leading L. Rows follow each other modulo W. Changes slot and
+    the flows; afterwards ``served[:, row]`` are the quotas, and ``excess[:, row]`` is above zero
+    where the threshold is out of reach.
+    """
+    _, ranks, slots = slot.shape
+    node = np.zeros(ranks, np.int64)
+    for rank in range(ranks):
+        node[rank] = rank // ranks_per_node
+    hops = Hops(
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks * slots, np.int64),
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks, np.int64),
+        np.zeros(ranks, np.int64),
+    )
+    for layer in chosen:
+        horizon = Horizon(
+            weight[layer],
+            threshold[layer],
+            home[layer],
+            node,
+            slot[layer],
+            left[layer],
+            served[layer],
+            tokens[layer],
+            excess[layer],
+            stuck[layer],
+        )
+        _link(horizon, hops)
+        _settle(horizon, hops, row, rows)
+
+
+@kernel
+def _settle(horizon: Horizon, hops: Hops, row: int, rows: int) -> None:
+    """Change slots until the micro-step in ``row`` has no excess or nothing helps."""
+    ranks, slots = horizon.slot.shape
+    experts = len(horizon.home)
+    depth = len(horizon.threshold)
+    if horizon.excess[row] < 0:
+        _begin(horizon, row)
+        _flow(horizon, hops, row)
+    if horizon.excess[row] == 0:
+        return
+    fixed = np.zeros((ranks, slots), np.bool_)
+    score = np.zeros((ranks, experts), np.int64)
+    loss = np.zeros((ranks, slots), np.int64)
+    movable = np.zeros(experts, np.int64)
+    reach = np.zeros(ranks, np.int64)
+    candidates = np.zeros((ranks * experts, 2), np.int64)
+    for ahead in range(1, rows + 1):
+        other = (row + ahead) % depth
+        if horizon.excess[other] < 0:
+            _begin(horizon, other)
+            _flow(horizon, hops, other)
+    while horizon.excess[row] > 0:
+        _reaches(horizon, row, movable, reach)
+        count = _candidates(horizon, fixed, movable, reach, candidates)
+        if count == 0:
+            return
+        for place in range(count):
+            score[candidates[place, 0], candidates[place, 1]] = 0
+        loss[:, :] = 0
+        weight = 2 * HEAVIEST
+        for ahead in range(rows + 1):
+            other = (row + ahead) % depth
+            if horizon.excess[other] > 0:
+                if ahead > 0:
+                    _reaches(horizon, other, movable, reach)
+                for place in range(count):
+                    rank, expert = candidates[place]
+                    gain = min(movable[expert], reach[rank], horizon.excess[other])
+                    score[rank, expert] += weight * (gain * SHARE // horizon.excess[other])
+            _add_losses(horizon, other, weight, loss)
+            weight = HEAVIEST if ahead == 0 else weight * 19 // 20
+        rank, place, expert = _choose(horizon, fixed, candidates[:count], score, loss)
+        fixed[rank, place] = True
+        _exchange(horizon, hops, rank, place, expert, row, rows)
+
+
+@kernel
+def _candidates(
+    horizon: Horizon,
+    fixed: NDArray[np.bool_],
+    movable: NDArray[np.int64],
+    reach: NDArray[np.int64],
+    candidates: NDArray[np.int64],
+) -> int:
+    """List (rank, expert) that lower the present excess; how many there are."""
+    ranks, slots = horizon.slot.shape
+    count = 0
+    for rank in range(ranks):
+        changeable = False
+        for place in range(slots):
+            changeable = changeable or not fixed[rank, place]
+        if reach[rank] == 0 or not changeable:
+            continue
+        for expert in range(len(horizon.home)):
+            if movable[expert] == 0 or horizon.home[expert] == rank:
+                continue
+            held = False
+            for place in range(slots):
+                held = held or horizon.slot[rank, place] == expert
+            if not held:
+                candidates[count, 0] = rank
+                candidates[count, 1] = expert
+                count += 1
+    return count
+
+
+@kernel
+def _reaches(
+    horizon: Horizon, row: int, movable: NDArray[np.int64], reach: NDArray[np.int64]
+) -> None:
+    """Pairs of each expert on stuck ranks, and pairs each other rank could take or pass on."""
+    ranks, slots = horizon.slot.shape
+    stuck = horizon.stuck[row]
+    for expert in range(len(movable)):
+        movable[expert] = horizon.left[row, expert] if stuck[horizon.home[expert]] else 0
+    for rank in range(ranks):
+        reach[rank] = 0 if stuck[rank] else horizon.threshold[row] - horizon.tokens[row, rank]
+        if stuck[rank]:
+            for place in range(slots):
+                if horizon.slot[rank, place] >= 0:
+                    movable[horizon.slot[rank, place]] += horizon.served[row, rank, place]
+    for _ in range(2):  # ways of two hops are enough in practice
+        for rank in range(ranks):
+            for place in range(slots):
+                expert = horizon.slot[rank, place]
+                if expert < 0:
+                    continue
+                owner = horizon.home[expert]
+                if not stuck[owner]:
+                    wide = min(horizon.left[row, expert], reach[rank])
+                    reach[owner] = max(reach[owner], wide)
+                if not stuck[rank]:
+                    wide = min(horizon.served[row, rank, place], reach[owner])
+                    reach[rank] = max(reach[rank], wide)
+
+
+@kernel
+def _add_losses(horizon: Horizon, row: int, weight: int, loss: NDArray[np.int64]) -> None:
+    """What each slot's replica is worth in one micro-step."""
+    ranks, slots = horizon.slot.shape
+    threshold = max(horizon.threshold[row], 1)
+    for rank in range(ranks):
+        for place in range(slots):
+            served = horizon.served[row, rank, place]
+            if served > 0:
+                loss[rank, place] += weight * min(2 * served * SHARE // threshold, SHARE)
+
+
+@kernel
+def _choose(
+    horizon: Horizon,
+    fixed: NDArray[np.bool_],
+    candidates: NDArray[np.int64],
+    score: NDArray[np.int64],
+    loss: NDArray[np.int64],
+) -> tuple[int, int, int]:
+    """The best (rank, slot, expert)."""
+    slots = horizon.slot.shape[1]
+    best_rank, best_place, best_expert = -1, -1, -1
+    best_score, best_near = 0, False
+    for rank, expert in candidates:
+        place = -1
+        for other in range(slots):
+            if fixed[rank, other]:
+                continue
+            if horizon.slot[rank, other] < 0:
+                place = other
+                break
+            if place < 0 or loss[rank, other] < loss[rank, place]:
+                place = other
+        value = score[rank, expert] - loss[rank, place]
+        near = horizon.node[rank] == horizon.node[horizon.home[expert]]
+        if best_rank < 0 or value > best_score or (value == best_score and near and not best_near):
+            best_rank, best_place, best_expert = rank, place, expert
+            best_score, best_near = value, near
+    return best_rank, best_place, best_expert
+
+
+@kernel
+def _exchange(
+    horizon: Horizon, hops: Hops, rank: int, place: int, expert: int, row: int, rows: int
+) -> None:
+    """Put another replica into a slot and mend the flows of all micro-steps in sight."""
+    depth = len(horizon.threshold)
+    evicted = horizon.slot[rank, place]
+    horizon.slot[rank, place] = expert
+    _link(horizon, hops)
+    for ahead in range(rows + 1):
+        other = (row + ahead) % depth
+        returned = horizon.served[other, rank, place]
+        if returned > 0:
+            horizon.served[other, rank, place] = 0
+            horizon.left[other, evicted] += returned
+            horizon.tokens[other, rank] -= returned
+            horizon.tokens[other, horizon.home[evicted]] += returned
+        if returned > 0 or horizon.excess[other] > 0:
+            _flow(horizon, hops, other)
+
+
+@kernel
+def _begin(horizon: Horizon, row: int) -> None:
+    """All pairs at home."""
+    for rank in range(len(horizon.node)):
+        horizon.tokens[row, rank] = 0
+        for place in range(horizon.slot.shape[1]):
+            horizon.served[row, rank, place] = 0
+    for expert in range(len(horizon.home)):
+        horizon.left[row, expert] = horizon.weight[row, expert]
+        horizon.tokens[row, horizon.home[expert]] += horizon.weight[row, expert]
+
+
+@kernel
+def _flow(horizon: Horizon, hops: Hops, row: int) -> None:
+    """Move pairs along shortest augmenting paths until the excess is as small as it can be."""
+    while True:
+        end = _search(horizon, hops, row)
+        if end < 0:
+            excess = 0
+            for rank in range(len(horizon.node)):
+                excess += max(horizon.tokens[row, rank] - horizon.threshold[row], 0)
+            horizon.excess[row] = excess
+            return
+        moved = horizon.threshold[row] - horizon.tokens[row, end]
+        rank = end
+        while hops.origin[rank] >= 0:
+            source = hops.origin[rank]
+            if hops.given[rank] < 0:
+                expert = horizon.slot[rank, hops.taken[rank]]
+                moved = min(moved, horizon.left[row, expert])
+            else:
+                moved = min(moved, horizon.served[row, source, hops.given[rank]])
+            rank = source
+        moved = min(moved, horizon.tokens[row, rank] - horizon.threshold[row])
+        horizon.tokens[row, rank] -= moved
+        horizon.tokens[row, end] += moved
+        rank = end
+        while hops.origin[rank] >= 0:
+            source = hops.origin[rank]
+            if hops.given[rank] < 0:
+                horizon.left[row, horizon.slot[rank, hops.taken[rank]]] -= moved
+            else:
+                horizon.served[row, source, hops.given[rank]] -= moved
+            if hops.taken[rank] < 0:
+                horizon.left[row, horizon.slot[source, hops.given[rank]]] += moved
+            else:
+                horizon.served[row, rank, hops.taken[rank]] += moved
+            rank = source
+
+
+@kernel
+def _search(horizon: Horizon, hops: Hops, row: int) -> int:
+    """Breadth first from the ranks above the threshold to one below it, -1 if all are stuck."""
+    ranks, slots = horizon.slot.shape
+    stuck = horizon.stuck[row]  # the ranks seen so far
+    tail = 0
+    for rank in range(ranks):
+        stuck[rank] = horizon.tokens[row, rank] > horizon.threshold[row]
+        if stuck[rank]:
+            hops.queue[tail] = rank
+            hops.origin[rank] = -1
+            tail += 1
+    head = 0
+    while head < tail:
+        source = hops.queue[head]
+        head += 1
+        before = tail
+        link = hops.first[source]
+        while link >= 0:  # home experts of source move to their replicas
+            rank, place = link // slots, link % slots
+            if not stuck[rank] and horizon.left[row, horizon.slot[rank, place]] > 0:
+                tail = _see(hops, stuck, rank, source, -1, place, tail)
+            link = hops.next[link]
+        for given in range(slots):  # pairs of a replica on source move to its home or its like
+            expert = horizon.slot[source, given]
+            if expert < 0 or horizon.served[row, source, given] == 0:
+                continue
+            owner = horizon.home[expert]
+            if not stuck[owner]:
+                tail = _see(hops, stuck, owner, source, given, -1, tail)
+            link = hops.first[owner]
+            while link >= 0:
+                rank, place = link // slots, link % slots
+                if not stuck[rank] and horizon.slot[rank, place] == expert:
+                    tail = _see(hops, stuck, rank, source, given, place, tail)
+                link = hops.next[link]
+        for seen in range(before, tail):
+            if horizon.tokens[row, hops.queue[seen]] < horizon.threshold[row]:
+                return int(hops.queue[seen])
+    return -1
+
+
+@kernel
+def _see(
+    hops: Hops,
+    stuck: NDArray[np.bool_],
+    rank: int,
+    source: int,
+    given: int,
+    taken: int,
+    tail: int,
+) -> int:
+    """Note how the search came to a rank; the queue's new end."""
+    stuck[rank] = True
+    hops.origin[rank] = source
+    hops.given[rank] = given
+    hops.taken[rank] = taken
+    hops.queue[tail] = rank
+    return tail + 1
+
+
+@kernel
+def _link(horizon: Horizon, hops: Hops) -> None:
+    """List the slots by the home of the expert they hold, ascending."""
+    ranks, slots = horizon.slot.shape
+    for rank in range(ranks):
+        hops.first[rank] = -1
+    for link in range(ranks * slots - 1, -1, -1):
+        expert = horizon.slot[link // slots, link % slots]
+        if expert >= 0:
+            owner = horizon.home[expert]
+            hops.next[link] = hops.first[owner]
+            hops.first[owner] = link
