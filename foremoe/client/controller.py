@@ -1,5 +1,6 @@
 """The RL controller's side: foresight and schedules in, steps released, status out."""
 
+import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -30,13 +31,14 @@ class ControllerClient:
 
     Nothing is opened before the first call; make that after the last fork. Every method raises the
     daemon's refusal as the foremoe.errors class it is, and UnavailableError when no daemon answers
-    within ``timeout_seconds``.
+    within ``timeout_seconds``. Threads may share a client, each with streams of its own.
     """
 
     def __init__(self, address: str, timeout_seconds: float = 10.0) -> None:
         self._address = parse_address(address)
         self._timeout_seconds = timeout_seconds
         self._channel: grpc.Channel | None = None
+        self._guard = threading.Lock()
 
     def foresight_stream(
         self,
@@ -94,9 +96,10 @@ class ControllerClient:
 
     def close(self) -> None:
         """Close the channel; a later call opens another."""
-        if self._channel is not None:
-            self._channel.close()
-            self._channel = None
+        with self._guard:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -110,9 +113,10 @@ class ControllerClient:
         self.close()
 
     def _open(self) -> grpc.Channel:
-        if self._channel is None:
-            self._channel = open_channel(self._address)
-        return self._channel
+        with self._guard:
+            if self._channel is None:
+                self._channel = open_channel(self._address)
+            return self._channel
 
     def _ask(self, method: Callable[..., Any], request: Any) -> Any:
         try:

@@ -178,6 +178,7 @@ class ForesightStream:
             return
 
     def _raise_answer(self) -> None:
+        self._abort()
         try:
             self._call.result(timeout=0)
         except grpc.RpcError as failure:

@@ -126,37 +126,39 @@ class RankClient:
         backoff = FIRST_BACKOFF_SECONDS
         while not self._closing.is_set() and self._refusal is None:
             try:
-                with open_channel(self._address) as channel:
-                    self._follow_plans(RankServiceStub(channel))
+                self._follow_plans()
             except grpc.RpcError as error:
                 self._explain(local_error(error, self._address))
             except grpc.FutureCancelledError:  # by close(), while registering
                 return
-            if self._inbox.is_open:
-                backoff = FIRST_BACKOFF_SECONDS
-            self._inbox.close()
-            self._answered.set()
+            finally:
+                if self._inbox.is_open:
+                    backoff = FIRST_BACKOFF_SECONDS
+                self._inbox.close()
+                self._answered.set()
             self._closing.wait(backoff)
             backoff = min(2 * backoff, LAST_BACKOFF_SECONDS)
 
-    def _follow_plans(self, stub: RankServiceStub) -> None:
-        registering = self._begin(
-            stub.RegisterRank.future(
-                encode_registration(self._registration), timeout=REGISTER_SECONDS
-            )
-        )
-        registering.result()
-        stream = self._begin(
-            stub.StreamPlans(
-                StreamPlansRequest(
-                    ep_group=self._registration.ep_group, rank=self._registration.rank
+    def _follow_plans(self) -> None:
+        """Register and receive plans until the stream ends."""
+        with open_channel(self._address) as channel:
+            stub = RankServiceStub(channel)
+            self._begin(
+                stub.RegisterRank.future(
+                    encode_registration(self._registration), timeout=REGISTER_SECONDS
+                )
+            ).result()
+            stream = self._begin(
+                stub.StreamPlans(
+                    StreamPlansRequest(
+                        ep_group=self._registration.ep_group, rank=self._registration.rank
+                    )
                 )
             )
-        )
-        self._inbox.open()
-        self._answered.set()
-        for message in stream:
-            self._receive(message)
+            self._inbox.open()
+            self._answered.set()
+            for message in stream:
+                self._receive(message)
 
     def _begin(self, call: Any) -> Any:
         """Make ``call`` the one that close() cancels."""

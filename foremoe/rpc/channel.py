@@ -4,13 +4,13 @@ import grpc
 
 from foremoe.rpc.address import Address
 
-# Own subchannels and short backoff: a restarted daemon is found again within a second. A proxy
-# never stands between a rank and its own node.
+# Own subchannels and the shortest backoff gRPC allows: a restarted daemon is found again soon. A
+# proxy never stands between a rank and its own node.
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
 )
 
