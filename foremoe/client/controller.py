@@ -52,8 +52,8 @@ class ControllerClient:
         """An upload for ``step``: use as a context manager, ``add`` sequences, leave to commit.
 
         layers: global decoder layer ids, ascending, the order of every array's layer axis.
-        send_ids: send expert ids as they are instead of counting them here; larger, for callers
-            that cannot spare the time.
+        send_ids: send expert ids as they are and let the daemon count them; more bytes, for
+            callers that cannot spare the time.
         """
         header = UploadHeader(step, tuple(layers), num_experts, top_k)
         return ForesightStream(

@@ -107,10 +107,15 @@ class ForesightStream:
                 f"got {ids.dtype} {list(ids.shape)}"
             )
         check_range(len(ids), 1, MAX_TOKENS, f"sequence {sequence_id!r}: tokens")
-        counts = expert_histogram(ids, header.num_experts)
         if not self._send_ids:
+            counts = expert_histogram(ids, header.num_experts)
             self._send(sequence_id, len(ids), counts, "histogram")
             return
+        if int(ids.min()) < 0 or int(ids.max()) >= header.num_experts:
+            raise InvalidInputError(
+                f"expert_ids of sequence {sequence_id!r}: ids must lie in "
+                f"[0, {header.num_experts}), got {int(ids.min())} to {int(ids.max())}"
+            )
         piece = max(CHUNK_BYTES // (ids[0].nbytes), 1)
         for begin in range(0, len(ids), piece):
             part = ids[begin : begin + piece]

@@ -72,6 +72,16 @@ def test_long_sequence_sent_as_ids_arrives_in_pieces(daemon: DaemonProcess) -> N
         assert stream.sequences_known == 1
 
 
+def test_bad_id_is_refused_before_it_is_sent(daemon: DaemonProcess) -> None:
+    with ControllerClient(daemon.address) as client:
+        with client.foresight_stream(8, LAYERS, EXPERTS, TOP_K, send_ids=True) as stream:
+            for wrong in (routing(50) + 1, routing(50).astype(np.int32) - 1):
+                with pytest.raises(InvalidInputError, match=r"ids must lie in \[0, 16\)"):
+                    stream.add("bad", expert_ids=wrong)
+            stream.add("good", expert_ids=routing(2))
+        assert sequences(client, 8) == 1
+
+
 def test_many_sequences_stream_while_they_finish(daemon: DaemonProcess) -> None:
     counts = expert_histogram(routing(10), EXPERTS)
     with ControllerClient(daemon.address) as client:
