@@ -107,7 +107,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, honest: bool) -> None:
         pair = data.draw(st.sampled_from(self.uploads))
         self.uploads.remove(pair)
-        self.finish_upload(*pair, honest=honest)
+        self.finish_upload(pair[0], pair[1], honest=honest)
 
     def finish_upload(self, upload: StagedUpload, sequences: dict[str, Any], honest: bool) -> None:
         message = ForesightCommit(
@@ -142,7 +142,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
             upload, sequences = self.uploads[-1]
             if self.attempt(lambda: upload.add(SequencePiece(name, 1, content, content))):  # noqa: B023 - called at once
                 sequences[name] = content
-        self.finish_upload(*self.uploads.pop(), honest=True)
+        upload, sequences = self.uploads.pop()
+        self.finish_upload(upload, sequences, honest=True)
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data(), stage=STAGES, micro_steps=st.integers(1, 2), flaw=FLAWS)

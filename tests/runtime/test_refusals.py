@@ -249,7 +249,7 @@ def test_bad_input_is_refused_and_changes_nothing(
     before = snapshot(daemon)
     with pytest.raises(grpc.RpcError) as refusal:
         call(channel)
-    details = refusal.value.details()
+    details = refusal.value.details() or ""
     assert (refusal.value.code(), text in details) == (code, True), (refusal.value.code(), details)
     assert "\n" not in details
     assert snapshot(daemon) == before
