@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def generate(output: Path) -> None:
-    sources = sorted(str(path.relative_to(ROOT / "proto")) for path in ROOT.glob("proto/**/*.proto"))
+    sources = sorted(
+        str(path.relative_to(ROOT / "proto")) for path in ROOT.glob("proto/**/*.proto")
+    )
     arguments = [
         "protoc",
         f"-I{ROOT / 'proto'}",

@@ -26,7 +26,7 @@ def write_model(options: DemoOptions, folder: Path) -> None:
         num_experts=options.experts,
         num_experts_per_tok=options.top_k,
         norm_topk_prob=True,
-        max_position_embeddings=128,
+        max_position_embeddings=512,
         pad_token_id=PADDING,
         initializer_range=0.05,
     )

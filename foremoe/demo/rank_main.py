@@ -38,6 +38,18 @@ log = logging.getLogger(__name__)
 
 def rank_main(rank: int, options: DemoOptions, folder: Path, address: str, events: Events) -> None:
     """Join the other ranks, train, and send figures to ``events`` (from rank 0 only)."""
+    trainer = join(rank, options, folder, address)
+    job = _Job(trainer, ControllerClient(address), events if rank == 0 else _ignore)
+    job.warm_up()
+    for step in range(options.steps):
+        job.step(step)
+    trainer.session.close()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer:
+    """Meet the other ranks in ``folder``, load the model, attach it to the daemon."""
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     torch.set_num_threads(1)
@@ -56,14 +68,7 @@ def rank_main(rank: int, options: DemoOptions, folder: Path, address: str, event
     session, replay = attach(
         model, AttachOptions(address=address, ep_group=EP_GROUP, spare_slots=options.spare_slots)
     )
-    trainer = Trainer(options, rank, model, session, replay)
-    job = _Job(trainer, ControllerClient(address), events if rank == 0 else _ignore)
-    job.warm_up()
-    for step in range(options.steps):
-        job.step(step)
-    session.close()
-    dist.barrier()
-    dist.destroy_process_group()
+    return Trainer(options, rank, model, session, replay)
 
 
 class _Job:

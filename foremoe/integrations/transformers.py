@@ -75,7 +75,8 @@ def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, Routi
     """
     implementations = _implementations(model)
     first = next(iter(implementations.values()))
-    distributed: Any = model.config.distributed_config
+    config: Any = model.config
+    distributed = config.distributed_config
     if distributed.efsdp_size != 1:
         raise InvalidInputError(
             "foremoe: experts sharded by FSDP on top of expert parallelism are not supported; "
@@ -85,7 +86,7 @@ def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, Routi
         raise InvalidInputError(
             "foremoe: fsdp_mixed_precision is not supported; load the model in its training dtype"
         )
-    scale = _gradient_scale(first.experts.gate_up_proj, distributed.dp_size)
+    scale = _gradient_scale(first.experts.get_parameter("gate_up_proj"), distributed.dp_size)
     homes = []
     for layer, implementation in implementations.items():
         owned = first.num_local_experts
@@ -111,17 +112,21 @@ def hook_routers(model: nn.Module, layers: tuple[int, ...]) -> RoutingReplay:
     return replay
 
 
-def _gradient_scale(parameter: DTensor, batches: int) -> float:
+def _gradient_scale(parameter: nn.Parameter, batches: int) -> float:
     """What FSDP multiplies an expert's gradient by, found by sending a gradient of 1 through it.
 
     Meant is 1 / batches, but torch 2.13 divides twice in float64 and float16 when one rank holds
     the whole expert; the replicas' share of a gradient must be treated as the rest of it.
     """
-    probe = nn.Linear(1, 1, bias=False, dtype=parameter.dtype, device=parameter.device)
-    fully_shard(probe, mesh=parameter.device_mesh["efsdp"])
+    assert isinstance(parameter, DTensor), "FSDP holds its parameters as DTensors"
+    like: Any = {"dtype": parameter.dtype, "device": parameter.device}
+    linear = nn.Linear(1, 1, bias=False, **like)
+    probe = fully_shard(linear, mesh=parameter.device_mesh["efsdp"])
     probe.set_gradient_divide_factor(float(batches))
-    probe(torch.ones(1, 1, dtype=parameter.dtype, device=parameter.device)).sum().backward()
-    return float(probe.weight.grad.to_local().item())
+    linear(torch.ones(1, 1, **like)).sum().backward()
+    gradient = linear.weight.grad
+    assert isinstance(gradient, DTensor)
+    return float(gradient.to_local().item())
 
 
 def _implementations(model: nn.Module) -> dict[int, ForemoeExpertParallel]:

@@ -36,7 +36,7 @@ def exchange_rows(
 
     rows: ``[sum(send), ...]`` -> ``[sum(receive), ...]``. The gradient travels the same way back.
     """
-    result: Tensor = _AllToAll.apply(rows, list(send), list(receive), group)
+    result: Tensor = _AllToAll.apply(rows, list(send), list(receive), group)  # type: ignore[no-untyped-call]
     return result
 
 

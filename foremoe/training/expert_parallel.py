@@ -60,7 +60,7 @@ def run_experts(
     if torch.is_grad_enabled() and not hidden.requires_grad:
         # Backward must reach the replicas, whose weights autograd does not know.
         hidden = hidden.detach().requires_grad_()
-    hidden = _BackwardEnd.apply(hidden, work.backward_done)
+    hidden = _BackwardEnd.apply(hidden, work.backward_done)  # type: ignore[no-untyped-call]
     pair, code = work.table.destinations(expert_ids.reshape(-1))
     received = dispatch(hidden, pair // expert_ids.shape[-1], code, work.slots, group)
     work.computed(len(received.rows))

@@ -30,9 +30,17 @@ def backward(
     """Adds to ``weight_gradients`` (shaped as the weights, any dtype); returns x's gradient."""
     gate, up = gate_up.chunk(2, dim=-1)
     activated = F.silu(gate)
-    weight_gradients["down"].add_(gradient.t() @ (activated * up))
+    _add_product(weight_gradients["down"], gradient, activated * up)
     hidden_gradient = gradient @ weights["down"]
     gate_gradient = torch.ops.aten.silu_backward(hidden_gradient * up, gate)
     gate_up_gradient = torch.cat([gate_gradient, hidden_gradient * activated], dim=-1)
-    weight_gradients["gate_up"].add_(gate_up_gradient.t() @ x)
+    _add_product(weight_gradients["gate_up"], gate_up_gradient, x)
     return gate_up_gradient @ weights["gate_up"]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left.T @ right; ``total`` may be wider than the factors."""
+    if total.dtype == left.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total.add_(left.t() @ right)

@@ -35,5 +35,5 @@ def run_replica(rows: Tensor, replica: Replica) -> Tensor:
     Backward adds the weight gradients to the replica's gradient slab and raises TransferError when
     the slot no longer holds the expert that forward used.
     """
-    output: Tensor = _ReplicaMlp.apply(rows, replica)
+    output: Tensor = _ReplicaMlp.apply(rows, replica)  # type: ignore[no-untyped-call]
     return output
