@@ -13,7 +13,7 @@ import numpy as np
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem, Topology
 
-# As in foremoe.planner.replicas: quarters of the slack a match may waste, own node first.
+# As in foremoe.planner.replicas: quarters of the slack a match may waste, node by node.
 RULES = [(2, True), (2, False), (4, False), (0, False)]
 JUDGE = (0, False)
 
@@ -42,8 +42,10 @@ class Draft:
     def largest(self, rank: int) -> int:
         return min(self.local(rank), key=lambda expert: (-self.left[expert], expert))
 
-    def has_free_slot(self, rank: int) -> bool:
-        return len(self.replicas[rank]) < self.spare_slots
+    def room(self, rank: int, threshold: int) -> int:
+        """Pairs the rank can take in a free slot."""
+        free = len(self.replicas[rank]) < self.spare_slots
+        return max(threshold - self.tokens[rank], 0) if free else 0
 
     def near(self, one: int, other: int) -> bool:
         return self.topology.node_of(one) == self.topology.node_of(other)
@@ -55,10 +57,10 @@ class Draft:
         self.tokens[receiver] += piece
         self.tokens[donor] -= piece
 
-    def cost(self) -> tuple[int, int]:
-        """Replicas, and how many of them lie outside their home's node."""
+    def cost(self) -> int:
+        """Replicas, where one outside its home's node counts as four."""
         placed = [(rank, e) for rank, held in enumerate(self.replicas) for e, _ in held]
-        return len(placed), sum(not self.near(rank, self.home[e]) for rank, e in placed)
+        return sum(1 if self.near(rank, self.home[e]) else 4 for rank, e in placed)
 
 
 def plan_layer(
@@ -75,13 +77,13 @@ def plan_layer(
         return Draft(weight, home, topology, spare_slots)
 
     def cheapest(threshold: int, best: Draft | None) -> Draft | None:
-        for quarters, near_first in RULES:
-            if near_first and topology.nodes == 1:
+        for quarters, by_node in RULES:
+            if by_node and topology.nodes == 1:
                 continue
             if quarters == 0 and best:
                 continue
             draft = blank()
-            reached = attempt(draft, threshold, quarters, near_first)
+            reached = attempt(draft, threshold, quarters, by_node)
             if reached and (best is None or draft.cost() < best.cost()):
                 best = draft
         return best
@@ -110,7 +112,7 @@ def plan_layer(
             low = threshold + 1
         threshold = (low + high) // 2
 
-    # At that threshold take the draft with the fewest replicas.
+    # At that threshold take the cheapest draft.
     if best is None:
         return without.replicas
     best = cheapest(high, best)
@@ -118,37 +120,65 @@ def plan_layer(
     return best.replicas
 
 
-def attempt(draft: Draft, threshold: int, quarters: int, near_first: bool) -> bool:
+def attempt(draft: Draft, threshold: int, quarters: int, by_node: bool) -> bool:
     """Move pieces until no rank is above the threshold; False if that is impossible."""
-    while any(count > threshold for count in draft.tokens):
-        donors = [rank for rank, count in enumerate(draft.tokens) if count > threshold]
-        receivers = [
-            rank
-            for rank, count in enumerate(draft.tokens)
-            if count < threshold and draft.has_free_slot(rank)
-        ]
-        need = {rank: draft.tokens[rank] - threshold for rank in donors}
-        room = {rank: threshold - draft.tokens[rank] for rank in receivers}
+    width = draft.topology.ranks_per_node
+    nodes = [range(start, start + width) for start in range(0, draft.topology.ranks, width)]
+    if by_node:
+        _level_nodes(draft, threshold, nodes)
+        for ranks in nodes:
+            _level_ranks(draft, threshold, quarters, ranks)
+    return _level_ranks(draft, threshold, quarters, range(draft.topology.ranks))
+
+
+def _level_nodes(draft: Draft, threshold: int, nodes: list[range]) -> None:
+    """Move pieces across nodes until each could be at the threshold within, or nothing can move."""
+
+    def tokens(node: range) -> int:
+        return sum(draft.tokens[rank] for rank in node)
+
+    ranks, width = draft.topology.ranks, draft.topology.ranks_per_node
+    slack = threshold * ranks - sum(draft.tokens)
+    node_threshold = threshold * width - slack * width // (2 * ranks)
+    while True:
+        open_nodes = [node for node in nodes if any(draft.room(r, threshold) for r in node)]
+        if not open_nodes:
+            return
+        fullest, emptiest = max(nodes, key=tokens), min(open_nodes, key=tokens)
+        wanted = min(tokens(fullest) - node_threshold, node_threshold - tokens(emptiest))
+        if wanted <= 0 or tokens(fullest) <= threshold * width:
+            return
+        offer = {rank: min(wanted, draft.left[draft.largest(rank)]) for rank in fullest}
+        donor = max(fullest, key=lambda rank: (offer[rank], draft.tokens[rank], -rank))
+        piece = offer[donor]
+        # The tightest room that is enough, else the largest.
+        room = {rank: draft.room(rank, threshold) for rank in emptiest}
+        enough = [rank for rank in emptiest if room[rank] >= piece]
+        if enough:
+            receiver = min(enough, key=lambda rank: (room[rank], rank))
+        else:
+            receiver = max(emptiest, key=lambda rank: (room[rank], -rank))
+        draft.give(donor, receiver, min(piece, room[receiver]))
+
+
+def _level_ranks(draft: Draft, threshold: int, quarters: int, ranks: range) -> bool:
+    """Match and pull among some ranks until none is above the threshold; False if impossible."""
+    while any(draft.tokens[rank] > threshold for rank in ranks):
+        need = {r: draft.tokens[r] - threshold for r in ranks if draft.tokens[r] > threshold}
+        room = {r: draft.room(r, threshold) for r in ranks if draft.room(r, threshold)}
         slack = sum(room.values()) - sum(need.values())
-        if slack < 0 or not receivers:
+        if slack < 0:
             return False
-        may_match = quarters > 0 and slack >= draft.topology.ranks
-        if not (may_match and _match(draft, need, room, slack * quarters // 4, near_first)):
-            _pull(draft, need, room, near_first)
+        may_match = quarters > 0 and slack >= len(ranks)
+        if not (may_match and _match(draft, need, room, slack * quarters // 4)):
+            _pull(draft, need, room)
     return True
 
 
-def _match(
-    draft: Draft, need: dict[int, int], room: dict[int, int], most_waste: int, near_first: bool
-) -> bool:
-    """Settle one donor with one receiver: own node first if asked, then the least waste."""
+def _match(draft: Draft, need: dict[int, int], room: dict[int, int], most_waste: int) -> bool:
+    """Settle one donor with one receiver, with the least waste."""
     pairs = [
-        (
-            not (near_first and draft.near(donor, receiver)),
-            room[receiver] - need[donor],
-            donor,
-            receiver,
-        )
+        (room[receiver] - need[donor], donor, receiver)
         for donor in need
         for receiver in room
         if 0 <= room[receiver] - need[donor] <= most_waste
@@ -156,24 +186,16 @@ def _match(
     ]
     if not pairs:
         return False
-    *_, donor, receiver = min(pairs)
+    _, donor, receiver = min(pairs)
     draft.give(donor, receiver, need[donor])
     return True
 
 
-def _pull(draft: Draft, need: dict[int, int], room: dict[int, int], near_first: bool) -> None:
-    """The emptiest receiver takes the largest piece, own node first if asked, then the fullest."""
+def _pull(draft: Draft, need: dict[int, int], room: dict[int, int]) -> None:
+    """The emptiest receiver takes the largest piece, between equals from the fullest."""
     receiver = max(room, key=lambda rank: (room[rank], -rank))
     piece = {rank: min(room[receiver], draft.left[draft.largest(rank)]) for rank in need}
-    donor = max(
-        need,
-        key=lambda rank: (
-            piece[rank],
-            near_first and draft.near(rank, receiver),
-            draft.tokens[rank],
-            -rank,
-        ),
-    )
+    donor = max(need, key=lambda rank: (piece[rank], need[rank], -rank))
     draft.give(donor, receiver, piece[donor])
 
 
@@ -239,6 +261,47 @@ def split_layer(
                     left[source][expert] -= taken
                     tokens[source, rank, slot] = taken
     return tokens
+
+
+def exchange_homes(
+    micro_steps: list[list[int]], home: list[int], topology: Topology, least_gain: float
+) -> list[int]:
+    """Homes of one layer for ``micro_steps[m][e]`` pairs, as ``foremoe.planner.step_homes``."""
+    experts, ranks, unit = range(len(home)), topology.ranks, 4096
+    shares = []
+    for tokens in micro_steps:
+        scale = (sum(tokens) >> 31) + 1
+        total = max(sum(tokens) // scale, 1)
+        shares.append([count // scale * ranks * unit // total for count in tokens])
+    product = [[sum(share[e] * share[f] for share in shares) for f in experts] for e in experts]
+    limit = int(least_gain * len(micro_steps) * ranks * unit * unit)
+    home = list(home)
+
+    def shared(expert: int, mates: list[int]) -> int:
+        return sum(product[expert][mate] for mate in mates)
+
+    def gain(one: int, two: int) -> int:
+        """What the squares lose if two experts change places."""
+        apart = product[one][one] + product[two][two] - 2 * product[one][two]
+        p, q = home[one], home[two]
+        at_p = [e for e in experts if home[e] == p]
+        at_q = [e for e in experts if home[e] == q]
+        by_rank = shared(one, at_p) - shared(one, at_q) + shared(two, at_q) - shared(two, at_p)
+        c, d = topology.node_of(p), topology.node_of(q)
+        if c == d:
+            return 2 * (by_rank - apart)
+        at_c = [e for e in experts if topology.node_of(home[e]) == c]
+        at_d = [e for e in experts if topology.node_of(home[e]) == d]
+        by_node = shared(one, at_c) - shared(one, at_d) + shared(two, at_d) - shared(two, at_c)
+        return 2 * (by_rank - apart) + 2 * (by_node - apart) // topology.ranks_per_node
+
+    while True:
+        pairs = [(e, f) for e in experts for f in experts if e < f and home[e] != home[f]]
+        best = max(pairs, key=lambda pair: (gain(*pair), [-e for e in pair]), default=None)
+        if best is None or gain(*best) <= limit:
+            return home
+        one, two = best
+        home[one], home[two] = home[two], home[one]
 
 
 def plan_stage(problem: StageProblem) -> Iterator[Plan]:

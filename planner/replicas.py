@@ -16,15 +16,20 @@ receiver never rises above T. Each move is the first of these that is possible:
   pieces from the fullest. The donor may drop below T and become a receiver: no room is wasted.
   This is the pairing of the alias method (Walker 1977, Vose 1991) under a limit of R slots.
 
+All ties go to the lowest rank and the lowest expert, so a plan is a function of its input.
+
 A rule says how large a share of the slack a match may waste (none at all: only pulls) and whether
-pairs within a node come first, before less waste and fuller donors. All remaining ties go to the
-lowest rank and the lowest expert, so a plan is a function of its input.
+it drafts node by node. If so, moves across nodes come first and only as many as the nodes' loads
+need: as long as the ranks of a node have more than T each, its largest piece goes to the node with
+the fewest pairs. That brings a node half of its share of the slack below T for each rank, so that
+there is slack within the node too. Then every node is drafted within itself, and what that leaves
+is drafted over all ranks.
 
 Without a goal the threshold is bisected between the lower bound and the load without replicas,
 with pulls alone as the judge: they reach the lowest thresholds. With a goal, the goal is the
 threshold as long as any rule reaches it. At the threshold found, every rule drafts once (pulls
-alone only if nothing else got there) and the draft with the fewest replicas wins, between equals
-the one with fewer replicas outside their home's node, between equals the earlier one.
+alone only if nothing else got there) and the cheapest draft wins, the earlier one between equals.
+A replica outside its home's node costs as much as four within: it crosses the slower network.
 """
 
 from typing import NamedTuple
@@ -34,7 +39,8 @@ from numpy.typing import NDArray
 
 from foremoe.planner.kernel import kernel
 
-# (share of the slack a match may waste, in quarters; own node first), in the order of trial.
+OUTSIDE_COST = 4
+# (share of the slack a match may waste, in quarters; node by node), in the order of trial.
 # Values of numpy, not int and bool: numba would compile a kernel for each of those apart.
 RULES = np.array([[2, 1], [2, 0], [4, 0], [0, 0]])
 JUDGE = RULES[-1]
@@ -107,7 +113,7 @@ def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) 
     threshold = max(bound, goal)
     if high <= threshold:
         return
-    if goal > 0 and _fewest_replicas(layer, draft, best, threshold):
+    if goal > 0 and _cheapest(layer, draft, best, threshold):
         return
     low = max(bound, goal + 1)
     threshold = low
@@ -120,65 +126,108 @@ def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) 
         if not reached:
             low = threshold + 1
         threshold = (low + high) // 2
-    _fewest_replicas(layer, draft, best, high)
+    _cheapest(layer, draft, best, high)
 
 
 @kernel
-def _fewest_replicas(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
+def _cheapest(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
     """Draft by every rule at ``threshold``, which is not above what homes alone reach.
 
     Keeps the cheapest in ``best``, which has no replicas unless it reaches ``threshold`` itself.
     False if no draft does.
     """
-    cheapest = _copies(layer, best)
-    for quarters, near_first in RULES:
-        if near_first and layer.ranks_per_node == len(layer.home_load):
+    least = _cost(layer, best)
+    for quarters, by_node in RULES:
+        if by_node and layer.ranks_per_node == len(layer.home_load):
             continue
-        if quarters == 0 and cheapest[0] > 0:
+        if quarters == 0 and least > 0:
             continue
-        if not _attempt(layer, draft, threshold, quarters, near_first):
+        if not _attempt(layer, draft, threshold, quarters, by_node):
             continue
-        copies = _copies(layer, draft)
-        if cheapest[0] == 0 or copies < cheapest:
-            cheapest = copies
+        cost = _cost(layer, draft)
+        if least == 0 or cost < least:
+            least = cost
             _copy(draft, best)
-    return cheapest[0] > 0
+    return least > 0
 
 
 @kernel
-def _copies(layer: Layer, draft: Draft) -> tuple[int, int]:
-    """Replicas, and how many of them lie outside their home's node."""
-    total = 0
-    outside = 0
+def _cost(layer: Layer, draft: Draft) -> int:
+    cost = 0
     for rank in range(len(draft.used)):
         for slot in range(draft.used[rank]):
-            total += 1
-            if not _near(layer, rank, layer.home[draft.expert[rank, slot]]):
-                outside += 1
-    return total, outside
+            owner = layer.home[draft.expert[rank, slot]]
+            cost += 1 if layer.node[rank] == layer.node[owner] else OUTSIDE_COST
+    return cost
 
 
 @kernel
-def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, near_first: int) -> bool:
+def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, by_node: int) -> bool:
     """Draft by one rule; True if every rank ends at or below ``threshold``."""
     _reset(layer, draft)
-    for rank in range(len(draft.tokens)):
+    ranks, width = len(draft.tokens), layer.ranks_per_node
+    for rank in range(ranks):
         _settle(draft, rank, threshold)
+    if by_node:
+        _level_nodes(layer, draft, threshold)
+        for start in range(0, ranks, width):
+            _level_ranks(layer, draft, threshold, quarters, start, start + width)
+    return _level_ranks(layer, draft, threshold, quarters, 0, ranks)
+
+
+@kernel
+def _level_nodes(layer: Layer, draft: Draft, threshold: int) -> None:
+    """Move pieces across nodes until each could be at the threshold within, or nothing can move."""
+    ranks, width = len(draft.tokens), layer.ranks_per_node
+    slack = threshold * ranks - _total(draft.tokens)
+    node_threshold = threshold * width - slack * width // (2 * ranks)
     while True:
-        excess = _total(draft.need)
-        slack = _total(draft.room) - excess
+        fullest, emptiest = 0, 0
+        most, least = 0, 2**62
+        for start in range(0, ranks, width):
+            tokens = _total(draft.tokens[start : start + width])
+            if tokens > most:
+                fullest, most = start, tokens
+            if tokens < least and _total(draft.room[start : start + width]) > 0:
+                emptiest, least = start, tokens
+        wanted = min(most - node_threshold, node_threshold - least)
+        if wanted <= 0 or most <= threshold * width:
+            return
+        donor = fullest
+        for rank in range(fullest, fullest + width):
+            piece = min(wanted, draft.left[draft.largest[rank]])
+            best = min(wanted, draft.left[draft.largest[donor]])
+            if piece > best or (piece == best and draft.tokens[rank] > draft.tokens[donor]):
+                donor = rank
+        wanted = min(wanted, draft.left[draft.largest[donor]])
+        receiver = emptiest
+        for rank in range(emptiest, emptiest + width):
+            # The tightest room that is enough, else the largest.
+            room, best = draft.room[rank], draft.room[receiver]
+            if (wanted <= room < best) or (best < wanted and best < room):
+                receiver = rank
+        _give(layer, draft, donor, receiver, min(wanted, draft.room[receiver]))
+        _settle(draft, donor, threshold)
+        _settle(draft, receiver, threshold)
+
+
+@kernel
+def _level_ranks(
+    layer: Layer, draft: Draft, threshold: int, quarters: int, start: int, end: int
+) -> bool:
+    """Match and pull among the ranks from ``start`` to ``end``; False if some stay above."""
+    while True:
+        excess = _total(draft.need[start:end])
+        slack = _total(draft.room[start:end]) - excess
         if excess == 0:
             return True
         if slack < 0:
             return False
-        donor, receiver = -1, -1
-        if quarters > 0 and slack >= len(draft.tokens):
-            donor, receiver = _match(layer, draft, slack * quarters // 4, near_first)
+        donor = -1
+        if quarters > 0 and slack >= end - start:
+            donor, receiver, piece = _match(draft, slack * quarters // 4, start, end)
         if donor < 0:
-            donor, receiver = _pull(layer, draft, near_first)
-            piece = min(draft.room[receiver], draft.left[draft.largest[donor]])
-        else:
-            piece = draft.need[donor]
+            donor, receiver, piece = _pull(draft, start, end)
         _give(layer, draft, donor, receiver, piece)
         _settle(draft, donor, threshold)
         _settle(draft, receiver, threshold)
@@ -194,28 +243,22 @@ def _settle(draft: Draft, rank: int, threshold: int) -> None:
 
 
 @kernel
-def _match(layer: Layer, draft: Draft, most_waste: int, near_first: int) -> tuple[int, int]:
-    """The donor and receiver that settle each other best; -1 if all waste more."""
-    ranks = len(draft.tokens)
-    for width in (layer.ranks_per_node, ranks):
-        if width < ranks and not near_first:
+def _match(draft: Draft, most_waste: int, start: int, end: int) -> tuple[int, int, int]:
+    """The donor and receiver that settle each other best, and the piece; -1 if all waste more."""
+    donor = -1
+    waste = most_waste + 1
+    for rank in range(start, end):
+        if draft.need[rank] == 0 or draft.left[draft.largest[rank]] < draft.need[rank]:
             continue
-        donor, first = -1, 0
-        waste = most_waste + 1
-        for rank in range(ranks):
-            if draft.need[rank] == 0 or draft.left[draft.largest[rank]] < draft.need[rank]:
-                continue
-            start = layer.node[rank] * width if width < ranks else 0
-            rank_waste = _least_waste(draft.room[start : start + width], draft.need[rank])
-            if rank_waste < waste:
-                donor, first = rank, start
-                waste = rank_waste
-        if donor >= 0:
-            receiver = first
-            while draft.room[receiver] - draft.need[donor] != waste:
-                receiver += 1
-            return donor, receiver
-    return -1, -1
+        rank_waste = _least_waste(draft.room[start:end], draft.need[rank])
+        if rank_waste < waste:
+            donor, waste = rank, rank_waste
+    if donor < 0:
+        return -1, -1, 0
+    receiver = start
+    while draft.room[receiver] - draft.need[donor] != waste:
+        receiver += 1
+    return donor, receiver, draft.need[donor]
 
 
 @kernel
@@ -229,22 +272,21 @@ def _least_waste(room: NDArray[np.int64], need: int) -> int:
 
 
 @kernel
-def _pull(layer: Layer, draft: Draft, near_first: int) -> tuple[int, int]:
-    """The donor with the largest piece for the emptiest receiver, and that receiver."""
-    receiver = 0
-    for rank in range(len(draft.room)):
+def _pull(draft: Draft, start: int, end: int) -> tuple[int, int, int]:
+    """The donor with the largest piece for the emptiest receiver, that receiver, and the piece."""
+    receiver = start
+    for rank in range(start, end):
         if draft.room[rank] > draft.room[receiver]:
             receiver = rank
     donor = -1
-    best = (0, 0, 0)
-    for rank in range(len(draft.need)):
+    best = (0, 0)
+    for rank in range(start, end):
         if draft.need[rank] > 0:
             piece = min(draft.room[receiver], draft.left[draft.largest[rank]])
-            near = near_first * _near(layer, rank, receiver)
-            if (piece, near, draft.need[rank]) > best:
+            if (piece, draft.need[rank]) > best:
                 donor = rank
-                best = (piece, near, draft.need[rank])
-    return donor, receiver
+                best = (piece, draft.need[rank])
+    return donor, receiver, best[0]
 
 
 @kernel
@@ -289,12 +331,6 @@ def _total(counts: NDArray[np.int64]) -> int:
     for count in counts:
         total += count
     return total
-
-
-@kernel
-def _near(layer: Layer, one: int, other: int) -> bool:
-    """True if two ranks share a node."""
-    return bool(layer.node[one] == layer.node[other])
 
 
 @kernel

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from foremoe.planner.imbalance import imbalance
-from foremoe.planner.plan import home_tokens
+from foremoe.planner.plan import Plan, home_tokens
 from foremoe.planner.policies import POLICIES, foremoe
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.validate import validate
@@ -69,6 +69,35 @@ def test_a_receiver_in_the_own_node_is_preferred() -> None:
     ranks, experts = [3], [2]
     assert np.flatnonzero(plan.replica_expert[0, :, 0] >= 0).tolist() == ranks
     assert plan.replica_expert[0, ranks, 0].tolist() == experts
+
+
+def test_nodes_that_are_even_need_no_copies_from_outside() -> None:
+    """Each node has all the tokens it can hold, its ranks do not."""
+    load = np.zeros((1, 1, 8, 16), np.int64)
+    load[0, 0, 0] = [300, 100, 40, 60, 20, 180, 0, 100] * 2
+    problem = _problem(load, ranks_per_node=4, spare_slots=2, target=1.02)
+    (plan,) = foremoe(problem)
+    assert imbalance(plan.rank_tokens()).max() <= 1.02
+    assert plan.replicas() > 0
+    assert outside(plan, 4) == 0
+
+
+def test_only_what_a_node_has_too_much_crosses_nodes() -> None:
+    """Without regard to nodes most copies would cross."""
+    near, flat = (
+        list(foremoe(skewed_problem(4, 16, ranks_per_node, 64, 2, target=1.05)))
+        for ranks_per_node in (4, 16)
+    )
+    assert all(imbalance(plan.rank_tokens()).max() <= 1.05 for plan in near)
+    across, regardless = (sum(outside(plan, 4) for plan in plans) for plans in (near, flat))
+    assert 0 < across * 2 <= regardless
+
+
+def outside(plan: Plan, ranks_per_node: int) -> int:
+    """Replicas on another node than their home."""
+    layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
+    owner = plan.home[layer, plan.replica_expert[layer, rank, slot]]
+    return int(np.count_nonzero(owner // ranks_per_node != rank // ranks_per_node))
 
 
 @pytest.mark.parametrize("policy", POLICIES)
