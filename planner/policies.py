@@ -1,9 +1,10 @@
 """Policies: from a stage's loads to one plan after another, lazily, in the order of execution."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from foremoe.planner import baselines
 from foremoe.planner.bound import lower_bound
 from foremoe.planner.goal import goal_tokens
 from foremoe.planner.homes import contiguous_homes
@@ -57,11 +58,21 @@ def foremoe(problem: StageProblem) -> Iterator[Plan]:
         )
 
 
-POLICIES: dict[str, Policy] = {"none": no_replicas, "foremoe": foremoe, "resident": resident}
+POLICIES: dict[str, Policy] = {
+    "none": no_replicas,
+    "foremoe": foremoe,
+    "resident": resident,
+    "lpt-homes": baselines.lpt_homes,
+    "eplb-history": baselines.eplb_history,
+    "eplb-oracle": baselines.eplb_oracle,
+    "greedy": baselines.greedy,
+    "greedy-in-node": baselines.greedy_in_node,
+    "alias": baselines.alias,
+}
 
 
-def warm_up() -> None:
-    """Compile every kernel, or load it from the cache, so that no plan has to wait for it."""
+def warm_up(names: Iterable[str] = POLICIES) -> None:
+    """Compile the policies' kernels, or load them from the cache, so that no plan has to wait."""
     load = np.zeros((1, 1, 2, 2), np.int64)
     load[..., 0] = 4
     problem = StageProblem(
@@ -71,6 +82,6 @@ def warm_up() -> None:
         topology=Topology(ranks=2, ranks_per_node=2),
         spare_slots=1,
     )
-    for policy in POLICIES.values():
-        for _ in policy(problem):
+    for name in names:
+        for _ in POLICIES[name](problem):
             pass

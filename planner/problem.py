@@ -72,6 +72,8 @@ class StageProblem:
                 f"load: {experts} experts cannot be shared evenly by {ranks} ranks; "
                 "choose a number of ranks that divides the number of experts"
             )
+        for name in ("load", "home"):  # kernels are compiled for plain writeable arrays
+            object.__setattr__(self, name, np.require(getattr(self, name), requirements=("C", "W")))
         if self.load.size and int(self.load.min()) < 0:
             raise InvalidInputError("load: negative token counts")
         check_totals(self.load)

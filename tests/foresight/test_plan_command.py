@@ -11,6 +11,7 @@ from foremoe.cli import main
 from foremoe.commands.plan import copied, stage_load
 from foremoe.planner.archive import load_plans
 from foremoe.planner.imbalance import imbalance
+from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import Topology
 from foremoe.planner.validate import validate
 from tests.foresight.test_trace import fields, write
@@ -52,9 +53,32 @@ def test_policy_none_changes_nothing(tmp_path: Path) -> None:
     assert record["copies_per_layer"] == {"mean": 0, "max": 0}
 
 
+def test_all_policies_are_compared(tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace.npz", fields())
+    output = tmp_path / "out.json"
+    assert main(["plan", str(trace), "--ranks", "4", "--policy", "all", "--json", str(output)]) == 0
+    records = {record["policy"]: record for record in json.loads(output.read_text())}
+    assert list(records) == list(POLICIES)
+    assert len({json.dumps(record["imbalance_before"]) for record in records.values()}) == 1
+    best = records["foremoe"]["imbalance_after"]["mean"]
+    assert best <= records["greedy"]["imbalance_after"]["mean"]
+
+
+def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) -> None:
+    content = fields()
+    content["experts"][:] = np.array([0, 1], np.uint8)  # both at home on the same rank
+    trace = write(tmp_path / "trace.npz", content)
+    contiguous = run(trace, tmp_path, "--policy", "none")
+    step = run(trace, tmp_path, "--policy", "none", "--homes", "step")
+    assert step["imbalance_before"] == contiguous["imbalance_before"]
+    assert step["imbalance_after"]["mean"] < contiguous["imbalance_after"]["mean"]
+    assert contiguous["homes_moved_per_layer"] == 0 < step["homes_moved_per_layer"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--ranks", "4", "--policy", "all", "--plans", "plans.npz"], "--plans"),
         (["--ranks", "3"], "8 experts cannot be shared evenly by 3 ranks"),
         (["--ranks", "0"], "0 ranks"),
         (["--ranks", "4", "--nodes", "3"], "cannot be shared evenly by 3 nodes"),

@@ -5,7 +5,9 @@ import pytest
 
 from foremoe.errors import InvalidInputError
 from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.policies import foremoe
 from foremoe.planner.problem import StageProblem, Topology
+from foremoe.planner.split import split_by_source
 
 
 def problem(
@@ -45,6 +47,18 @@ def test_overflowing_loads_are_refused(count: int) -> None:
     load[1, 2] = count
     with pytest.raises(InvalidInputError, match="micro-step 1, layer row 2"):
         problem(load)
+
+
+def test_read_only_and_strided_arrays_are_planned_like_any_other() -> None:
+    plain = np.random.default_rng(0).integers(0, 99, (2, 3, 4, 8))
+    frozen = np.frombuffer(plain.tobytes(), np.int64).reshape(plain.shape)
+    strided = np.asfortranarray(plain)
+    expected = [plan.replica_tokens for plan in foremoe(problem(plain))]
+    for other in (frozen, strided):
+        before = len(split_by_source.signatures)  # type: ignore[attr-defined]
+        got = [plan.replica_tokens for plan in foremoe(problem(other))]
+        np.testing.assert_array_equal(got, expected)
+        assert len(split_by_source.signatures) == before, "compiled anew"  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("target", [0.99, -1.0, float("nan")])
