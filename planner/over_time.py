@@ -22,7 +22,7 @@ from foremoe.planner.replicas import choose_replicas
 from foremoe.planner.residents import advance
 from foremoe.planner.split import split_by_source
 
-LOOKAHEAD = 64  # micro-steps; more change next to nothing, the weights have decayed to 4%
+LOOKAHEAD = 32  # micro-steps; more change next to nothing, the weights have decayed to a fifth
 DEFAULT_TARGET = 1.02
 
 
@@ -160,6 +160,8 @@ def _merged(held: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.in
     >>> _merged(np.array([[4, 7]], np.int32), np.array([[7, 5]], np.int32))
     array([[5, 7]], dtype=int32)
     """
+    if not (held >= 0).any():
+        return wanted.copy()
     merged = held.copy()
     for rank, experts in enumerate(wanted.tolist()):
         missing = [expert for expert in experts if expert >= 0 and expert not in held[rank]]

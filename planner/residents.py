@@ -22,7 +22,8 @@ of the threshold that its present replica serves. The candidate with the highest
     sum_k weight_k * (gain_k - loss_k)
 
 over the present and the coming micro-steps is copied in, where weights decay by a twentieth with
-each micro-step and the present one counts double. On its rank it replaces the replica with the
+each micro-step and the present one counts double; the gain of a replica outside its home's node
+counts half, as its copy crosses the slower network. On its rank it replaces the replica with the
 lowest loss, or nothing while a slot is free; a replica copied for the present micro-step stays for
 it. All numbers are integers; between equals the one in its home's node, then the lowest rank, then
 the lowest expert.
@@ -258,8 +259,9 @@ def _choose(
                 break
             if place < 0 or loss[rank, other] < loss[rank, place]:
                 place = other
-        value = score[rank, expert] - loss[rank, place]
         near = horizon.node[rank] == horizon.node[horizon.home[expert]]
+        gain = score[rank, expert] if near else score[rank, expert] // 2
+        value = gain - loss[rank, place]
         if best_rank < 0 or value > best_score or (value == best_score and near and not best_near):
             best_rank, best_place, best_expert = rank, place, expert
             best_score, best_near = value, near

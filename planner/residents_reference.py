@@ -178,7 +178,7 @@ class LayerSlots:
                 choices.append((-losses[rank][place], near, -rank, -expert, place))
             gains = self._gains(candidates, sight)
             _, _, rank, expert, place = max(
-                (gain + loss, near, rank, expert, place)
+                ((gain if near else gain // 2) + loss, near, rank, expert, place)
                 for gain, (loss, near, rank, expert, place) in zip(gains, choices, strict=True)
             )
             fixed.add((-rank, place))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
+from foremoe.planner import over_time, residents_reference
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.over_time import resident
 from foremoe.planner.plan import Plan, home_tokens
@@ -37,6 +38,13 @@ def test_kernels_equal_the_reference(problem: StageProblem) -> None:
 @pytest.mark.parametrize("ranks_per_node", [4, 8])
 def test_kernels_equal_the_reference_on_bursty_loads(spare_slots: int, ranks_per_node: int) -> None:
     problem = skewed_problem(11, 8, ranks_per_node, 32, spare_slots, 1.05, micro_steps=12, layers=2)
+    assert_same(list(resident(problem)), list(plan_stage(problem)))
+
+
+def test_kernels_equal_the_reference_beyond_the_lookahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(over_time, "LOOKAHEAD", 3)
+    monkeypatch.setattr(residents_reference, "LOOKAHEAD", 3)
+    problem = skewed_problem(12, 8, 4, 32, 2, 1.05, micro_steps=12, layers=2)
     assert_same(list(resident(problem)), list(plan_stage(problem)))
 
 
