@@ -16,24 +16,24 @@ class DemoOptions:
     """
 
     ranks: int = 2
-    steps: int = 24
+    steps: int = 14
     warmup_steps: int = 80
     seed: int = 0
     dtype: str = "float64"
     hidden_size: int = 128
-    expert_size: int = 512
+    expert_size: int = 384
     layers: int = 4
     experts: int = 16
     top_k: int = 4
-    router_skew: float = 2.0
+    router_skew: float = 4.0
     spare_slots: int = 2
     prompts: int = 16
-    samples_per_prompt: int = 12
+    samples_per_prompt: int = 18
     mini_batches: int = 2
     micro_steps_per_mini_batch: int = 3
     warmup_sequences_per_rank: int = 32
     warmup_learning_rate: float = 1e-3
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     temperature: float = 1.0
     clip: float = 0.2
     kill_daemon_at_step: int | None = None
