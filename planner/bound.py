@@ -14,7 +14,7 @@ Both sides are monotone in T, so bisection finds it.
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.kernel import kernel
+from foremoe.planner.kernel import kernel, part
 
 
 @kernel
@@ -51,7 +51,7 @@ def lower_bound(
     return bound
 
 
-@kernel
+@part
 def _importable(
     weight: NDArray[np.int64], home: NDArray[np.int32], ranks: int, spare_slots: int
 ) -> NDArray[np.int64]:
@@ -79,7 +79,7 @@ def _importable(
     return importable
 
 
-@kernel
+@part
 def _heaviest_unlisted(weight: NDArray[np.int64], listed: NDArray[np.bool_]) -> int:
     heaviest = -1
     for expert in range(len(weight)):

@@ -37,7 +37,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.kernel import kernel
+from foremoe.planner.kernel import kernel, part
 
 OUTSIDE_COST = 4
 # (share of the slack a match may waste, in quarters; node by node), in the order of trial.
@@ -105,7 +105,7 @@ def choose_replicas(
     return replica_expert, quota
 
 
-@kernel
+@part
 def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) -> None:
     """Leave the chosen draft in ``best``."""
     _reset(layer, best)
@@ -129,7 +129,7 @@ def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) 
     _cheapest(layer, draft, best, high)
 
 
-@kernel
+@part
 def _cheapest(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
     """Draft by every rule at ``threshold``, which is not above what homes alone reach.
 
@@ -151,7 +151,7 @@ def _cheapest(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
     return least > 0
 
 
-@kernel
+@part
 def _cost(layer: Layer, draft: Draft) -> int:
     cost = 0
     for rank in range(len(draft.used)):
@@ -161,7 +161,7 @@ def _cost(layer: Layer, draft: Draft) -> int:
     return cost
 
 
-@kernel
+@part
 def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, by_node: int) -> bool:
     """Draft by one rule; True if every rank ends at or below ``threshold``."""
     _reset(layer, draft)
@@ -175,7 +175,7 @@ def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, by_node:
     return _level_ranks(layer, draft, threshold, quarters, 0, ranks)
 
 
-@kernel
+@part
 def _level_nodes(layer: Layer, draft: Draft, threshold: int) -> None:
     """Move pieces across nodes until each could be at the threshold within, or nothing can move."""
     ranks, width = len(draft.tokens), layer.ranks_per_node
@@ -211,7 +211,7 @@ def _level_nodes(layer: Layer, draft: Draft, threshold: int) -> None:
         _settle(draft, receiver, threshold)
 
 
-@kernel
+@part
 def _level_ranks(
     layer: Layer, draft: Draft, threshold: int, quarters: int, start: int, end: int
 ) -> bool:
@@ -233,7 +233,7 @@ def _level_ranks(
         _settle(draft, receiver, threshold)
 
 
-@kernel
+@part
 def _settle(draft: Draft, rank: int, threshold: int) -> None:
     """Note what a rank must give or can take."""
     above = draft.tokens[rank] - threshold
@@ -242,7 +242,7 @@ def _settle(draft: Draft, rank: int, threshold: int) -> None:
     draft.room[rank] = max(-above, 0) if free else 0
 
 
-@kernel
+@part
 def _match(draft: Draft, most_waste: int, start: int, end: int) -> tuple[int, int, int]:
     """The donor and receiver that settle each other best, and the piece; -1 if all waste more."""
     donor = -1
@@ -261,7 +261,7 @@ def _match(draft: Draft, most_waste: int, start: int, end: int) -> tuple[int, in
     return donor, receiver, draft.need[donor]
 
 
-@kernel
+@part
 def _least_waste(room: NDArray[np.int64], need: int) -> int:
     """The least that stays free where ``need`` fits; 2**63 - 1 if it fits nowhere."""
     waste = np.uint64(2**63 - 1)
@@ -271,7 +271,7 @@ def _least_waste(room: NDArray[np.int64], need: int) -> int:
     return int(np.int64(waste))
 
 
-@kernel
+@part
 def _pull(draft: Draft, start: int, end: int) -> tuple[int, int, int]:
     """The donor with the largest piece for the emptiest receiver, that receiver, and the piece."""
     receiver = start
@@ -289,7 +289,7 @@ def _pull(draft: Draft, start: int, end: int) -> tuple[int, int, int]:
     return donor, receiver, best[0]
 
 
-@kernel
+@part
 def _give(layer: Layer, draft: Draft, donor: int, receiver: int, piece: int) -> None:
     """Put a replica of the donor's largest expert with ``piece`` pairs on the receiver.
 
@@ -307,7 +307,7 @@ def _give(layer: Layer, draft: Draft, donor: int, receiver: int, piece: int) -> 
     draft.largest[donor] = _largest(layer, draft, donor)
 
 
-@kernel
+@part
 def _largest(layer: Layer, draft: Draft, rank: int) -> int:
     """The local expert with the most pairs left, the lowest id between equals."""
     largest = int(layer.local[rank, 0])
@@ -317,7 +317,7 @@ def _largest(layer: Layer, draft: Draft, rank: int) -> int:
     return largest
 
 
-@kernel
+@part
 def _highest(tokens: NDArray[np.int64]) -> int:
     highest = 0
     for count in tokens:
@@ -325,7 +325,7 @@ def _highest(tokens: NDArray[np.int64]) -> int:
     return highest
 
 
-@kernel
+@part
 def _total(counts: NDArray[np.int64]) -> int:
     total = 0
     for count in counts:
@@ -333,7 +333,7 @@ def _total(counts: NDArray[np.int64]) -> int:
     return total
 
 
-@kernel
+@part
 def _layer(
     weight: NDArray[np.int64], home: NDArray[np.int32], ranks: int, ranks_per_node: int
 ) -> Layer:
@@ -352,7 +352,7 @@ def _layer(
     return Layer(weight, home, local, home_load, node, ranks_per_node)
 
 
-@kernel
+@part
 def _blank(ranks: int, experts: int, spare_slots: int) -> Draft:
     return Draft(
         np.zeros(ranks, np.int64),
@@ -366,7 +366,7 @@ def _blank(ranks: int, experts: int, spare_slots: int) -> Draft:
     )
 
 
-@kernel
+@part
 def _reset(layer: Layer, draft: Draft) -> None:
     """No replicas: every expert is computed at home."""
     for expert in range(len(draft.left)):
@@ -377,7 +377,7 @@ def _reset(layer: Layer, draft: Draft) -> None:
         draft.largest[rank] = _largest(layer, draft, rank)
 
 
-@kernel
+@part
 def _copy(source: Draft, target: Draft) -> None:
     """Keep what a finished draft decided; the rest serves only while drafting."""
     for rank in range(len(source.used)):

@@ -34,7 +34,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.kernel import kernel
+from foremoe.planner.kernel import kernel, part
 
 SHARE = 1024  # one whole, for gains and losses
 HEAVIEST = 2**20  # weight of the next micro-step
@@ -118,7 +118,7 @@ def advance(
         _settle(horizon, hops, row, rows)
 
 
-@kernel
+@part
 def _settle(horizon: Horizon, hops: Hops, row: int, rows: int) -> None:
     """Change slots until the micro-step in ``row`` has no excess or nothing helps."""
     ranks, slots = horizon.slot.shape
@@ -165,7 +165,7 @@ def _settle(horizon: Horizon, hops: Hops, row: int, rows: int) -> None:
         _exchange(horizon, hops, rank, place, expert, row, rows)
 
 
-@kernel
+@part
 def _candidates(
     horizon: Horizon,
     fixed: NDArray[np.bool_],
@@ -195,7 +195,7 @@ def _candidates(
     return count
 
 
-@kernel
+@part
 def _reaches(
     horizon: Horizon, row: int, movable: NDArray[np.int64], reach: NDArray[np.int64]
 ) -> None:
@@ -225,7 +225,7 @@ def _reaches(
                     reach[rank] = max(reach[rank], wide)
 
 
-@kernel
+@part
 def _add_losses(horizon: Horizon, row: int, weight: int, loss: NDArray[np.int64]) -> None:
     """What each slot's replica is worth in one micro-step."""
     ranks, slots = horizon.slot.shape
@@ -237,7 +237,7 @@ def _add_losses(horizon: Horizon, row: int, weight: int, loss: NDArray[np.int64]
                 loss[rank, place] += weight * min(2 * served * SHARE // threshold, SHARE)
 
 
-@kernel
+@part
 def _choose(
     horizon: Horizon,
     fixed: NDArray[np.bool_],
@@ -268,7 +268,7 @@ def _choose(
     return best_rank, best_place, best_expert
 
 
-@kernel
+@part
 def _exchange(
     horizon: Horizon, hops: Hops, rank: int, place: int, expert: int, row: int, rows: int
 ) -> None:
@@ -289,7 +289,7 @@ def _exchange(
             _flow(horizon, hops, other)
 
 
-@kernel
+@part
 def _begin(horizon: Horizon, row: int) -> None:
     """All pairs at home."""
     for rank in range(len(horizon.node)):
@@ -301,7 +301,7 @@ def _begin(horizon: Horizon, row: int) -> None:
         horizon.tokens[row, horizon.home[expert]] += horizon.weight[row, expert]
 
 
-@kernel
+@part
 def _flow(horizon: Horizon, hops: Hops, row: int) -> None:
     """Move pairs along shortest augmenting paths until the excess is as small as it can be."""
     while True:
@@ -339,7 +339,7 @@ def _flow(horizon: Horizon, hops: Hops, row: int) -> None:
             rank = source
 
 
-@kernel
+@part
 def _search(horizon: Horizon, hops: Hops, row: int) -> int:
     """Breadth first from the ranks above the threshold to one below it, -1 if all are stuck."""
     ranks, slots = horizon.slot.shape
@@ -381,7 +381,7 @@ def _search(horizon: Horizon, hops: Hops, row: int) -> int:
     return -1
 
 
-@kernel
+@part
 def _see(
     hops: Hops,
     stuck: NDArray[np.bool_],
@@ -400,7 +400,7 @@ def _see(
     return tail + 1
 
 
-@kernel
+@part
 def _link(horizon: Horizon, hops: Hops) -> None:
     """List the slots by the home of the expert they hold, ascending."""
     ranks, slots = horizon.slot.shape

@@ -15,7 +15,7 @@ and slot, sources by rank. What no replica takes stays with the home.
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.kernel import kernel
+from foremoe.planner.kernel import kernel, part
 
 CLASSES = 5
 
@@ -56,7 +56,7 @@ def split_by_source(
     return tokens
 
 
-@kernel
+@part
 def _take(
     left: NDArray[np.int64],
     tokens: NDArray[np.int64],

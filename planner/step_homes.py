@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.planner.kernel import kernel
+from foremoe.planner.kernel import kernel, part
 
 SHARE = 4096  # an even share of one rank
 LEAST_GAIN = 0.001
@@ -89,7 +89,7 @@ def _exchange_homes(
                 with_node[expert, rank_two // ranks_per_node] -= change
 
 
-@kernel
+@part
 def _products(expert_tokens: NDArray[np.int64], layer: int, ranks: int) -> NDArray[np.int64]:
     """Sum over micro-steps of the products of two experts' relative shares: ``[E, E]``."""
     micro_steps, _, experts = expert_tokens.shape
@@ -110,7 +110,7 @@ def _products(expert_tokens: NDArray[np.int64], layer: int, ranks: int) -> NDArr
     return product
 
 
-@kernel
+@part
 def _best_exchange(
     product: NDArray[np.int64],
     with_rank: NDArray[np.int64],
