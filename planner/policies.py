@@ -70,6 +70,9 @@ POLICIES: dict[str, Policy] = {
     "alias": baselines.alias,
 }
 
+# Policies that leave every expert at its home: what a running job can follow.
+HOME_POLICIES = tuple(n for n in POLICIES if n not in ("lpt-homes", "eplb-history", "eplb-oracle"))
+
 
 def warm_up(names: Iterable[str] = POLICIES) -> None:
     """Compile the policies' kernels, or load them from the cache, so that no plan has to wait."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from foremoe.errors import InvalidInputError
-from foremoe.planner.policies import POLICIES
+from foremoe.planner.policies import HOME_POLICIES
 
 EVENT_LOOPS = ("auto", "uvloop", "asyncio")
 
@@ -16,7 +16,7 @@ class RuntimeConfig:
     memory_limit_bytes: most bytes of foresight, schedules, loads and plans held at any time.
     max_steps: most unreleased steps.
     planning_workers: threads that plan; each plans one stage at a time.
-    policy: name in planner.policies.POLICIES.
+    policy: name in planner.policies.HOME_POLICIES.
     target: the imbalance that suffices; None asks for the best balance.
     drain_seconds: how long running calls may go on after SIGTERM.
     event_loop: one of EVENT_LOOPS; auto takes uvloop where it is installed.
@@ -37,9 +37,9 @@ class RuntimeConfig:
         for field in ("memory_limit_bytes", "max_steps", "planning_workers"):
             if getattr(self, field) < 1:
                 raise InvalidInputError(f"{field}: must be at least 1, got {getattr(self, field)}")
-        if self.policy not in POLICIES:
+        if self.policy not in HOME_POLICIES:
             raise InvalidInputError(
-                f"policy: {self.policy!r} is none of {', '.join(sorted(POLICIES))}"
+                f"policy: {self.policy!r} is none of {', '.join(sorted(HOME_POLICIES))}"
             )
         if self.target is not None and not self.target >= 1.0:
             raise InvalidInputError(f"target: an imbalance is at least 1.0, got {self.target}")

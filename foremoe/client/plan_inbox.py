@@ -46,7 +46,8 @@ class PlanInbox:
         """The plan as soon as it is here; None at the deadline or when none can come.
 
         A stage that was waited for in vain is not waited for again until one of its plans arrives:
-        a daemon that lost the stage costs one timeout, not one per micro-step.
+        a daemon that lost the stage costs one timeout, not one per micro-step. A timeout of 0 is
+        a look, not a wait.
         """
         key = (step, stage, micro_step)
         plan = self._plans.get(key)
@@ -57,7 +58,7 @@ class PlanInbox:
                 self._changed.wait_for(
                     lambda: key in self._plans or not self._is_open, timeout_seconds
                 )
-                if key not in self._plans and self._is_open:
+                if key not in self._plans and self._is_open and timeout_seconds > 0:
                     self._overdue.add((step, stage))
             return self._plans.get(key)
 

@@ -5,9 +5,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from foremoe.demo.options import DemoOptions
+from foremoe.errors import InvalidInputError
 
 _HELP = {
-    "ranks": "training processes, 2 or 4",
+    "ranks": "training processes: 2, 4 or 8",
     "steps": "RL steps",
     "seed": "random seed of model, task and sampling",
     "dtype": "float64 lets the two runs be compared to rounding; float32 is faster",
@@ -38,5 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Run it; DemoError when a process fails."""
     from foremoe.demo.supervisor import run_demo
 
+    if options.json is not None and not options.json.parent.is_dir():
+        raise InvalidInputError(f"--json: there is no folder {options.json.parent}; create it")
     run_demo(DemoOptions(**{name: getattr(options, name) for name in _HELP}))
     return 0

@@ -5,7 +5,7 @@ import logging
 import re
 
 from foremoe.errors import InvalidInputError
-from foremoe.planner.policies import POLICIES
+from foremoe.planner.policies import HOME_POLICIES
 from foremoe.rpc.address import default_socket
 from foremoe.runtime.config import EVENT_LOOPS, RuntimeConfig
 from foremoe.runtime.daemon import serve
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--policy",
-        choices=sorted(POLICIES),
+        choices=sorted(HOME_POLICIES),
         default=defaults.policy,
         help="how replicas are chosen (default %(default)s)",
     )

@@ -7,7 +7,7 @@
             tp_size=1, fsdp_size=ranks, ep_size=ranks, ep_implementation="foremoe"
         ),
     )
-    session, replay = attach(model, address="unix:/run/user/1000/foremoe/foremoe.sock")
+    session, replay = attach(model, AttachOptions(address="unix:/run/foremoe/foremoe.sock"))
 
 The model's own code stays as it is: routers are hooked, the experts' forward is the registered
 implementation. Tested with Qwen3-MoE on transformers 5.23.
@@ -77,6 +77,11 @@ def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, Routi
     first = next(iter(implementations.values()))
     config: Any = model.config
     distributed = config.distributed_config
+    if distributed.dp_replicate_size != 1:
+        raise InvalidInputError(
+            "foremoe: experts replicated over data-parallel groups are not supported; "
+            "set dp_replicate_size = 1"
+        )
     if distributed.efsdp_size != 1:
         raise InvalidInputError(
             "foremoe: experts sharded by FSDP on top of expert parallelism are not supported; "

@@ -10,7 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from foremoe.client.rank import RankClient, RankRegistration
-from foremoe.errors import ExhaustedError
+from foremoe.errors import ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.layout import GroupLayout
@@ -31,7 +31,8 @@ class AttachOptions:
     spare_slots: replicas this rank can hold per layer.
     ranks_per_node: 0 takes LOCAL_WORLD_SIZE if set, else all ranks of the group.
     cache_directory: a tmpfs for the node's host cache; None leaves only the peer path.
-    limit_bytes: most bytes of this rank's slots; None is no limit.
+    cache_limit_bytes: most bytes of that cache. limit_bytes: most bytes of this rank's slots and
+    returning gradients. None is no limit.
     """
 
     address: str | None
@@ -39,6 +40,7 @@ class AttachOptions:
     spare_slots: int = 1
     ranks_per_node: int = 0
     cache_directory: Path | None = Path("/dev/shm")
+    cache_limit_bytes: int | None = None
     limit_bytes: int | None = None
     plan_wait_seconds: float = 1.0
 
@@ -46,7 +48,15 @@ class AttachOptions:
 def open_session(
     homes: Sequence[HomeExperts], group: dist.ProcessGroup, options: AttachOptions
 ) -> RankSession:
-    """Collective over ``group``. ``homes`` holds this rank's experts, layers ascending."""
+    """Collective over ``group``. ``homes`` holds this rank's experts, layers ascending.
+
+    Raises InvalidInputError for weights that are not on the CPU.
+    """
+    if not homes or homes[0].device.type != "cpu":
+        raise InvalidInputError(
+            "attach: needs at least one MoE layer with its weights on the CPU; "
+            "transports for other devices are not there yet"
+        )
     layout = _layout(homes, group, options)
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
@@ -59,7 +69,7 @@ def open_session(
         layout=slab,
         spare_slots=options.spare_slots,
         training=True,
-        cache=_open_cache(layout, slab, control_group, options.cache_directory),
+        cache=_open_cache(layout, slab, control_group, options),
         peer_group=peer_group,
         home_weights=lambda layer, expert: by_layer[layer].weights(expert),
         limit_bytes=options.limit_bytes,
@@ -125,22 +135,28 @@ def _client(layout: GroupLayout, options: AttachOptions) -> RankClient | None:
 
 
 def _open_cache(
-    layout: GroupLayout, slab: SlabLayout, group: dist.ProcessGroup, directory: Path | None
+    layout: GroupLayout, slab: SlabLayout, group: dist.ProcessGroup, options: AttachOptions
 ) -> HostExpertCache | None:
     """The node's cache: its first rank creates the file, the others attach, then the name goes.
 
-    Without room for it every rank goes on with the peer path only.
+    Where it cannot be made, every rank goes on with the peer path only.
     """
     per_node = layout.topology.ranks_per_node
+    capacity = layout.num_experts // layout.topology.nodes
     leader = layout.rank - layout.rank % per_node
     cache, found = None, ""
-    if directory is not None and layout.rank == leader:
+    if options.cache_directory is not None and layout.rank == leader:
         try:
             cache = HostExpertCache.create(
-                directory, layout.layers, layout.num_experts, slab, local_ranks=per_node
+                options.cache_directory,
+                layout.layers,
+                capacity,
+                slab,
+                local_ranks=per_node,
+                limit_bytes=options.cache_limit_bytes,
             )
             found = str(cache.path)
-        except ExhaustedError as error:
+        except (ExhaustedError, UnavailableError) as error:
             log.warning("degraded: no host cache, peer path only: %s", error)
     paths: list[str] = [""] * layout.topology.ranks
     dist.all_gather_object(paths, found, group=group)
@@ -150,7 +166,7 @@ def _open_cache(
             cache.close()
         return None
     if cache is None:
-        cache = HostExpertCache.attach(paths[leader], layout.layers, layout.num_experts, slab)
+        cache = HostExpertCache.attach(paths[leader], layout.layers, capacity, slab)
     dist.barrier(group=group)
     if layout.rank == leader:
         cache.unlink()

@@ -1,6 +1,6 @@
 """A rank's own experts of one layer: where their parameters and gradients live."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,14 +40,25 @@ class HomeExperts:
     def dtype(self) -> torch.dtype:
         return next(iter(self.parameters.values())).dtype
 
-    def add_gradient(self, expert: int, gradients: Mapping[str, Tensor]) -> None:
-        """Add one replica's weight gradients to the expert's ``.grad``."""
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def add_gradients(self, expert: int, replicas: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the replicas' weight gradients, in the order given, to the expert's ``.grad``.
+
+        They are summed in their own dtype, float32 at least, and rounded once.
+        """
         row = self._row[expert]
         for name, parameter in self.parameters.items():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             target = _local(parameter.grad)[row]
-            target.add_(gradients[name].to(target.dtype), alpha=self.gradient_scale)
+            total = target.to(replicas[0][name].dtype)
+            for gradients in replicas:
+                total.add_(gradients[name], alpha=self.gradient_scale)
+            if total is not target:
+                target.copy_(total)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -64,7 +65,7 @@ class StageRun:
 
 
 class RankSession:
-    """One per training rank and EP group; ``foremoe.attach`` builds it for a model.
+    """One per training rank and EP group; ``open_session`` builds it.
 
     group: the EP group that dispatches tokens. control_group: gloo, same ranks, for the agreement.
     client: None never balances. plan_wait_seconds: how long a micro-step may wait for its plan.
@@ -264,8 +265,9 @@ class RankSession:
         if run.plan is None:
             return
         if self._backward_follows:
-            for returned in self._engine.collect_gradients():
-                self._homes[returned.layer].add_gradient(returned.expert, returned.gradients)
+            returned = self._engine.collect_gradients()
+            for (layer, expert), replicas in groupby(returned, lambda r: (r.layer, r.expert)):
+                self._homes[layer].add_gradients(expert, [r.gradients for r in replicas])
         statistics = self._engine.statistics()
         run.record.exposed_seconds[:] = statistics.exposed_seconds
         run.record.exposed_gradient_seconds = statistics.exposed_gradient_seconds
