@@ -40,9 +40,9 @@ from foremoe.demo.trainer import RunResult, Trainer
 from foremoe.vocabulary import Stage
 
 OPTIONS = DemoOptions(
-    dtype="float32", hidden_size=256, expert_size=512, prompts=8, samples_per_prompt=6
+    dtype="float32", hidden_size=256, expert_size=1024, prompts=12, samples_per_prompt=6
 )
-TOKENS = 256
+TOKENS = 128
 CONCENTRATION = 36.0
 
 

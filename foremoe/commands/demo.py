@@ -11,7 +11,7 @@ _HELP = {
     "ranks": "training processes: 2, 4 or 8",
     "steps": "RL steps",
     "seed": "random seed of model, task and sampling",
-    "dtype": "float64 lets the two runs be compared to rounding; float32 is faster",
+    "dtype": "float32, or float64 to see how small the differences get; twice the time",
     "router_skew": "initial router weights of the first rank's experts, relative to the others'",
     "spare_slots": "replicas a rank can hold per layer",
     "kill_daemon_at_step": "kill -9 the daemon during the rollout of this step and start another",

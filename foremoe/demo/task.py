@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 DIGITS = 10
 START, SEPARATOR, END, PADDING = 10, 11, 12, 13
 VOCABULARY = 14
-SHORTEST, LONGEST = 8, 16
+SHORTEST, LONGEST = 6, 14
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from foremoe.demo.options import DemoOptions
 from foremoe.demo.supervisor import run_demo
 
 SMALL: dict[str, Any] = {
+    "dtype": "float64",
     "steps": 3,
     "warmup_steps": 4,
     "hidden_size": 32,
