@@ -44,7 +44,7 @@ fi
 if [ -n "$cuda_torch" ]; then
     echo "setup: keeping the CUDA torch $cuda_torch of $python"
     "$python" -m venv --clear --system-site-packages .venv || fail "could not create .venv"
-    echo "torch==$cuda_torch" >.venv/constraints.txt
+    { grep -v '^torch==' constraints.txt; echo "torch==$cuda_torch"; } >.venv/constraints.txt
 else
     echo "setup: CPU machine, installing the torch of constraints.txt (some minutes the first time)"
     "$python" -m venv --clear .venv || fail "could not create .venv"

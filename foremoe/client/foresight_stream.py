@@ -1,6 +1,7 @@
 """Uploads foresight sequence by sequence, while the rollout goes on."""
 
 import queue
+import time
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
@@ -172,15 +173,26 @@ class ForesightStream:
         self.sequences_known = response.sequences_known
 
     def _put(self, message: UploadForesightRequest | None) -> None:
-        """Queue a message; raises what the daemon answered if it has ended the call."""
-        while True:
-            if self._call.done() and message is not None:
+        """Queue a message; raises what the daemon answered if it has ended the call.
+
+        Raises UnavailableError when the daemon takes nothing for the stream's timeout.
+        """
+        deadline = time.monotonic() + self._timeout_seconds
+        while time.monotonic() < deadline:
+            if self._call.done():
+                if message is None:
+                    return
                 self._raise_answer()
             try:
                 self._messages.put(message, timeout=_LOOK_AGAIN_SECONDS)
             except queue.Full:
                 continue
             return
+        self._abort()
+        raise UnavailableError(
+            f"the runtime at {self._address.target} took nothing for {self._timeout_seconds} s; "
+            "nothing of the upload was kept, send it again"
+        )
 
     def _raise_answer(self) -> None:
         self._abort()

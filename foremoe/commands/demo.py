@@ -1,6 +1,7 @@
 """``foremoe demo``: the main job, on real processes."""
 
 import argparse
+import signal
 from dataclasses import fields
 from pathlib import Path
 
@@ -39,7 +40,13 @@ def run(options: argparse.Namespace) -> int:
     """Run it; DemoError when a process fails."""
     from foremoe.demo.supervisor import run_demo
 
-    if options.json is not None and not options.json.parent.is_dir():
-        raise InvalidInputError(f"--json: there is no folder {options.json.parent}; create it")
+    if options.json is not None:
+        try:
+            options.json.open("a").close()
+        except OSError as error:
+            raise InvalidInputError(
+                f"--json: cannot write {options.json}: {error.strerror}"
+            ) from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end daemon and ranks too
     run_demo(DemoOptions(**{name: getattr(options, name) for name in _HELP}))
     return 0

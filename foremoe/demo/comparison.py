@@ -1,5 +1,6 @@
 """What one RL step showed: the balanced run beside the unbalanced one."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ def compare(balanced: RunResult, unbalanced: RunResult) -> dict[str, Any]:
         "stages": {str(stage): _stage(stage, balanced, unbalanced) for stage in Stage},
         "loss": balanced.losses,
         "loss_difference": _largest_difference(
-            [torch.tensor(balanced.losses)], [torch.tensor(unbalanced.losses)]
+            [torch.tensor(balanced.losses, dtype=torch.float64)],
+            [torch.tensor(unbalanced.losses, dtype=torch.float64)],
         ),
         "old_log_prob_difference": _largest_difference(
             balanced.old_log_probs, unbalanced.old_log_probs
@@ -68,8 +70,9 @@ def _largest_difference(left: list[torch.Tensor], right: list[torch.Tensor]) -> 
 
 
 def _largest(tensors: list[torch.Tensor]) -> float:
-    """Largest element on any rank."""
-    largest = max((float(tensor.max()) for tensor in tensors if tensor.numel()), default=0.0)
+    """Largest element on any rank; NaN counts as infinity, so that it cannot hide."""
+    values = [tensor.nan_to_num(nan=math.inf) for tensor in tensors if tensor.numel()]
+    largest = max((float(value.max()) for value in values), default=0.0)
     value = torch.tensor([largest], dtype=torch.float64)
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
     return float(value.item())

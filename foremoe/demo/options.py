@@ -47,6 +47,18 @@ class DemoOptions:
             )
         if self.steps < 1:
             raise InvalidInputError(f"--steps {self.steps}: needs at least 1")
+        if self.seed < 0:
+            raise InvalidInputError(f"--seed {self.seed}: must not be negative")
+        if not 1 <= self.spare_slots <= self.experts - self.experts // self.ranks:
+            raise InvalidInputError(
+                f"--spare-slots {self.spare_slots}: needs 1 to "
+                f"{self.experts - self.experts // self.ranks}, the experts of other ranks"
+            )
+        kill = self.kill_daemon_at_step
+        if kill is not None and not 0 <= kill < self.steps:
+            raise InvalidInputError(
+                f"--kill-daemon-at-step {kill}: steps are counted from 0 to {self.steps - 1}"
+            )
         per_micro_step = self.ranks * self.mini_batches * self.micro_steps_per_mini_batch
         if self.sequences % per_micro_step:
             raise InvalidInputError(

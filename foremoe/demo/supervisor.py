@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import queue
+import signal
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -17,6 +19,7 @@ from foremoe.demo.report import describe, summarise
 from foremoe.errors import DemoError, ForemoeError
 
 SILENCE_SECONDS = 300.0
+END_SECONDS = 30.0
 WARMUP_WEIGHT = 1 / 8  # of an RL step, for the progress bar
 
 
@@ -45,19 +48,24 @@ def _train(
             target=_rank_process,
             args=(rank, options, folder, daemon.address, events),
             name=f"foremoe-rank-{rank}",
+            daemon=True,
         )
         for rank in range(options.ranks)
     ]
     for process in processes:
         process.start()
     try:
-        return _follow(options, processes, events, daemon, console)
+        steps = _follow(options, processes, events, daemon, console)
+        for process in processes:
+            process.join(timeout=END_SECONDS)
+        if failed := [process.name for process in processes if process.exitcode != 0]:
+            raise DemoError(f"{', '.join(failed)} did not end as it should after the last step")
+        return steps
     finally:
         for process in processes:
-            process.join(timeout=10)
             if process.is_alive():
                 process.kill()
-                process.join()
+            process.join()
 
 
 def _follow(
@@ -105,9 +113,12 @@ def _next_event(processes: list[Any], events: Any) -> dict[str, Any]:
 def _rank_process(rank: int, options: DemoOptions, folder: Path, address: str, events: Any) -> None:
     from foremoe.demo.rank_main import rank_main  # only here: torch takes seconds to import
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends the ranks
     try:
         rank_main(rank, options, folder, address, events.put)
+        return
     except ForemoeError as error:
         events.put({"event": "failed", "rank": rank, "error": str(error)})
     except Exception:  # noqa: BLE001 - the supervisor is told, and ends the others
         events.put({"event": "failed", "rank": rank, "error": traceback.format_exc()})
+    sys.exit(1)

@@ -33,6 +33,9 @@ class AttachOptions:
     cache_directory: a tmpfs for the node's host cache; None leaves only the peer path.
     cache_limit_bytes: most bytes of that cache. limit_bytes: most bytes of this rank's slots and
     returning gradients. None is no limit.
+    plan_wait_seconds: how long a micro-step may wait for its plan before it runs without.
+    wait_seconds: how long a rank may wait for another one's copies before it raises; more than the
+    ranks ever drift apart between two collectives.
     """
 
     address: str | None
@@ -43,6 +46,7 @@ class AttachOptions:
     cache_limit_bytes: int | None = None
     limit_bytes: int | None = None
     plan_wait_seconds: float = 1.0
+    wait_seconds: float = 300.0
 
 
 def open_session(
@@ -73,6 +77,7 @@ def open_session(
         peer_group=peer_group,
         home_weights=lambda layer, expert: by_layer[layer].weights(expert),
         limit_bytes=options.limit_bytes,
+        wait_seconds=options.wait_seconds,
         home=layout.home,
     )
     return RankSession(
@@ -166,8 +171,15 @@ def _open_cache(
             cache.close()
         return None
     if cache is None:
-        cache = HostExpertCache.attach(paths[leader], layout.layers, capacity, slab)
-    dist.barrier(group=group)
-    if layout.rank == leader:
+        try:
+            cache = HostExpertCache.attach(paths[leader], layout.layers, capacity, slab)
+        except (InvalidInputError, UnavailableError) as error:
+            log.warning("degraded: no host cache, peer path only: %s", error)
+    attached: list[bool] = [False] * layout.topology.ranks
+    dist.all_gather_object(attached, cache is not None, group=group)
+    if cache is not None and layout.rank == leader:
         cache.unlink()
+    if cache is not None and not all(attached):
+        cache.close()
+        return None
     return cache

@@ -12,6 +12,7 @@ from foremoe.transfer.replica import Replica
 class _ReplicaMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, replica: Replica) -> Tensor:
+        replica.check_held()
         output, pre_activation = gated_mlp.forward(rows, replica.weights)
         ctx.save_for_backward(rows, pre_activation)
         ctx.replica = replica

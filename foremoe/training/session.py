@@ -137,7 +137,8 @@ class RankSession:
         """What ``run_experts`` needs for one layer, now; also outside of any micro-step."""
         position = self.layout.position(layer)
         run = self._run
-        if run is None:
+        if run is None or position in run.finished:
+            # Also a second forward in a micro-step: the slots serve the next one already.
             return LayerWork.at_home(self.layout.slots, self._tables[position])
         table = self._tables[position]
         if run.plan is not None:

@@ -7,7 +7,7 @@ import torch
 
 from tests.processes import run_ranks
 from tests.training.dense import Case, train_dense
-from tests.training.workers import train
+from tests.training.workers import recompute_twice, train
 
 TOLERANCE = 1e-10
 
@@ -36,6 +36,16 @@ def test_a_rank_without_the_plan_degrades_all_alike() -> None:
         ]
     reasons = [results[rank]["records"][0].degraded_reason for rank in range(2)]
     assert reasons == ["another rank holds no such plan", "no plan in time"]
+
+
+def test_a_second_forward_in_a_micro_step_gives_the_same() -> None:
+    case = Case(seed=13, ranks=2)
+    expected = train_dense(case)["outputs"]
+    results = run_ranks(recompute_twice, 2, case)
+    for index in range(case.micro_steps):
+        for forward in range(2):
+            actual = torch.cat([result[index][forward] for result in results])
+            assert torch.allclose(actual, expected[index], rtol=0, atol=TOLERANCE)
 
 
 def assert_same(case: Case, results: list[dict[str, Any]]) -> None:

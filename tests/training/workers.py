@@ -71,7 +71,8 @@ class RandomPlans:
         return placement
 
     def report(self, step: int, stage: Stage, micro_steps: Sequence[MicroStepReport]) -> None:
-        assert (step, stage) == (STEP, Stage.UPDATE)
+        assert step == STEP
+        assert stage in Stage
         self.reports += micro_steps
 
     def forget_before(self, step: int) -> None: ...
@@ -100,6 +101,21 @@ def train(rank: int, case: Case, missing: dict[int, set[int]] | None = None) -> 
     }
 
 
+def recompute_twice(rank: int, case: Case) -> list[list[Tensor]]:
+    """Two forwards in each micro-step of a recompute stage: their outputs."""
+    layers, session = build(case, None)
+    plans = RandomPlans(case, rank)
+    session._client = plans
+    outputs = []
+    with torch.no_grad(), session.stage(STEP, Stage.RECOMPUTE) as run:
+        for index in range(case.micro_steps):
+            with session.micro_step(index):
+                outputs.append([forward(case, rank, index, layers) for _ in range(2)])
+    assert all(record.balanced for record in run.records)
+    session.close()
+    return outputs
+
+
 def build(case: Case, address: str | None) -> tuple[list[MoELayer], RankSession]:
     """The case's layers on this rank, joined to the daemon at ``address`` if there is one."""
     group = dist.group.WORLD
@@ -124,11 +140,16 @@ def _layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
     return layer
 
 
-def forward_backward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
+def forward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
     hidden = case.inputs(rank, index)
     routing = torch.from_numpy(case.actual_routing(rank, index))
     for position, layer in enumerate(layers):
         hidden = hidden + layer(hidden, routing[:, position])
+    return hidden
+
+
+def forward_backward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
+    hidden = forward(case, rank, index, layers)
     (hidden**2).sum().backward()
     return hidden.detach()
 
