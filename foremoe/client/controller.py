@@ -9,7 +9,7 @@ import grpc
 
 from foremoe.client.foresight_stream import ForesightStream
 from foremoe.rpc.address import parse_address
-from foremoe.rpc.channel import open_channel
+from foremoe.rpc.channel import close_channel, open_channel
 from foremoe.rpc.codes import local_error
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.limits import MAX_STEP, check_name, check_range
@@ -99,7 +99,7 @@ class ControllerClient:
         with self._guard:
             channel, self._channel = self._channel, None
         if channel is not None:
-            channel.close()
+            close_channel(channel)
 
     def __enter__(self) -> Self:
         return self

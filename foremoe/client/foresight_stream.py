@@ -1,5 +1,6 @@
 """Uploads foresight sequence by sequence, while the rollout goes on."""
 
+import contextlib
 import queue
 import time
 import zlib
@@ -56,6 +57,7 @@ class ForesightStream:
         self._send_ids = send_ids
         self._messages: queue.Queue[UploadForesightRequest | None] = queue.Queue(QUEUED_CHUNKS)
         self._call: Any = None
+        self._aborted = False
         self._chunks = 0
         self._payload_bytes = 0
         self._crc32 = 0
@@ -195,23 +197,20 @@ class ForesightStream:
         )
 
     def _raise_answer(self) -> None:
-        self._abort()
         try:
             self._call.result(timeout=0)
         except grpc.RpcError as failure:
             raise local_error(failure, self._address) from None
+        finally:
+            self._abort()
 
     def _abort(self) -> None:
         """End the call; the sender's thread ends with it."""
         self._call.cancel()
-        while True:
-            try:
-                self._messages.put_nowait(None)
-            except queue.Full:
-                self._messages.get_nowait()
-            else:
-                return
+        self._aborted = True
+        with contextlib.suppress(queue.Full):  # when full, the sender looks at the flag next
+            self._messages.put_nowait(None)
 
     def _take_messages(self) -> Iterator[UploadForesightRequest]:
-        while (message := self._messages.get()) is not None:
+        while (message := self._messages.get()) is not None and not self._aborted:
             yield message

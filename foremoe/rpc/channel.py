@@ -1,5 +1,7 @@
 """A client's channel to the daemon of its node."""
 
+import threading
+
 import grpc
 
 from foremoe.rpc.address import Address
@@ -13,8 +15,20 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
 )
+_CLOSE_SECONDS = 1.0
 
 
 def open_channel(address: Address) -> grpc.Channel:
     """A lazy channel; open it only after the last fork, gRPC threads do not survive one."""
     return grpc.insecure_channel(address.target, options=_OPTIONS)
+
+
+def close_channel(channel: grpc.Channel) -> None:
+    """Close, without waiting for a peer that has stopped reading.
+
+    gRPC's close returns only when the last write has gone through, which a frozen daemon never
+    lets happen; after a second that wait goes on in a background thread.
+    """
+    closing = threading.Thread(target=channel.close, name="foremoe-close", daemon=True)
+    closing.start()
+    closing.join(_CLOSE_SECONDS)

@@ -200,6 +200,23 @@ def test_frozen_daemon_is_unavailable_after_the_timeout(tmp_path: Path) -> None:
             stream.add("a", expert_ids=routing(2))
 
 
+def test_frozen_daemon_does_not_hang_a_long_upload(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with (
+        DaemonProcess(tmp_path) as daemon,
+        ControllerClient(daemon.address, timeout_seconds=0.3) as client,
+    ):
+        client.status()
+        daemon.process.send_signal(signal.SIGSTOP)
+        ids = routing(20_000)
+        with (
+            pytest.raises(UnavailableError, match="took nothing for"),
+            client.foresight_stream(1, LAYERS, EXPERTS, TOP_K, send_ids=True) as stream,
+        ):
+            for index in range(400):
+                stream.add(str(index), expert_ids=ids)
+
+
 FORKED = """
 import os, sys
 from foremoe.client import ControllerClient
