@@ -209,12 +209,14 @@ def test_frozen_daemon_does_not_hang_a_long_upload(tmp_path: Path) -> None:
         client.status()
         daemon.process.send_signal(signal.SIGSTOP)
         ids = routing(20_000)
-        with (
-            pytest.raises(UnavailableError, match="took nothing for"),
-            client.foresight_stream(1, LAYERS, EXPERTS, TOP_K, send_ids=True) as stream,
-        ):
-            for index in range(400):
-                stream.add(str(index), expert_ids=ids)
+
+        def upload() -> None:
+            with client.foresight_stream(1, LAYERS, EXPERTS, TOP_K, send_ids=True) as stream:
+                for index in range(400):
+                    stream.add(str(index), expert_ids=ids)
+
+        with pytest.raises(UnavailableError, match="took nothing for"):
+            upload()
 
 
 FORKED = """
