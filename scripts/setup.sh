@@ -28,12 +28,14 @@ done
 "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     fail "$python lacks the venv module; install it (Debian and Ubuntu: apt install python3-venv)"
 
+# One line: the version of a CUDA torch and the folder it is installed in.
 cuda_torch=$("$python" - <<'PY' 2>/dev/null || true
-import torch
+import pathlib, torch
 if torch.version.cuda:
-    print(torch.__version__)
+    print(torch.__version__, pathlib.Path(torch.__file__).parent.parent)
 PY
 )
+cuda_version=${cuda_torch%% *}
 
 stamp=.venv/.foremoe-setup
 want=$( (cat pyproject.toml constraints.txt scripts/setup.sh; echo "$cuda_torch"; "$python" -V) | cksum)
@@ -41,13 +43,21 @@ if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
     exit 0
 fi
 
+# Packages may be added to an environment; another Python or torch needs a new one.
+made_from="$("$python" -V) $cuda_torch"
+if [ "$(cat .venv/.foremoe-python 2>/dev/null)" != "$made_from" ]; then
+    "$python" -m venv --clear .venv || fail "could not create .venv"
+    echo "$made_from" >.venv/.foremoe-python
+fi
 if [ -n "$cuda_torch" ]; then
-    echo "setup: keeping the CUDA torch $cuda_torch of $python"
-    "$python" -m venv --clear --system-site-packages .venv || fail "could not create .venv"
-    { grep -v '^torch==' constraints.txt; echo "torch==$cuda_torch"; } >.venv/constraints.txt
+    echo "setup: keeping the CUDA torch $cuda_version of $python"
+    # A path file rather than --system-site-packages, which skips the packages of a Python that is
+    # itself a virtual environment's.
+    echo "${cuda_torch#* }" >"$(.venv/bin/python -c \
+        'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth"
+    { grep -v '^torch==' constraints.txt; echo "torch==$cuda_version"; } >.venv/constraints.txt
 else
     echo "setup: CPU machine, installing the torch of constraints.txt (some minutes the first time)"
-    "$python" -m venv --clear .venv || fail "could not create .venv"
     cp constraints.txt .venv/constraints.txt
 fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \

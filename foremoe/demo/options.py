@@ -36,6 +36,7 @@ class DemoOptions:
     learning_rate: float = 1e-4
     temperature: float = 1.0
     clip: float = 0.2
+    plan_wait_seconds: float = 1.0
     kill_daemon_at_step: int | None = None
     json: Path | None = None
 

@@ -66,7 +66,13 @@ def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer
     dist.barrier()
     model = load_model(options, folder / "model")
     session, replay = attach(
-        model, AttachOptions(address=address, ep_group=EP_GROUP, spare_slots=options.spare_slots)
+        model,
+        AttachOptions(
+            address=address,
+            ep_group=EP_GROUP,
+            spare_slots=options.spare_slots,
+            plan_wait_seconds=options.plan_wait_seconds,
+        ),
     )
     return Trainer(options, rank, model, session, replay)
 

@@ -105,6 +105,8 @@ def _next_event(processes: list[Any], events: Any) -> dict[str, Any]:
                 raise DemoError(f"{', '.join(dead)} died; run again, or report it") from None
             continue
         if event["event"] == "failed":
+            if killed := [p.name for p in processes if p.exitcode is not None and p.exitcode < 0]:
+                raise DemoError(f"{', '.join(killed)} was killed; run again, or report it")
             raise DemoError(f"rank {event['rank']}: {event['error']}")
         return event
     raise DemoError(f"no rank said anything for {SILENCE_SECONDS:.0f} s")

@@ -10,7 +10,7 @@ import numpy as np
 import torch.distributed as dist
 
 from foremoe.client.rank import RankClient, RankRegistration
-from foremoe.errors import ExhaustedError, InvalidInputError, UnavailableError
+from foremoe.errors import ConflictError, ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.layout import GroupLayout
@@ -54,7 +54,8 @@ def open_session(
 ) -> RankSession:
     """Collective over ``group``. ``homes`` holds this rank's experts, layers ascending.
 
-    Raises InvalidInputError for weights that are not on the CPU.
+    Raises InvalidInputError for weights that are not on the CPU, ConflictError on every rank when
+    the daemon refuses one of them.
     """
     if not homes or homes[0].device.type != "cpu":
         raise InvalidInputError(
@@ -63,6 +64,7 @@ def open_session(
         )
     layout = _layout(homes, group, options)
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
+    client = _client(layout, control_group, options)
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
     by_layer = {home.layer: home for home in homes}
     engine = TransferEngine(
@@ -86,7 +88,7 @@ def open_session(
         group,
         control_group,
         engine,
-        _client(layout, options),
+        client,
         plan_wait_seconds=options.plan_wait_seconds,
     )
 
@@ -120,7 +122,10 @@ def _gloo_like(group: dist.ProcessGroup) -> dist.ProcessGroup:
     return created
 
 
-def _client(layout: GroupLayout, options: AttachOptions) -> RankClient | None:
+def _client(
+    layout: GroupLayout, group: dist.ProcessGroup, options: AttachOptions
+) -> RankClient | None:
+    """Register; a rank that is refused takes the others along, or they would wait for it."""
     if options.address is None:
         return None
     client = RankClient(
@@ -135,7 +140,16 @@ def _client(layout: GroupLayout, options: AttachOptions) -> RankClient | None:
             layers=layout.layers,
         ),
     )
-    client.start()
+    refusal = ""
+    try:
+        client.start()
+    except (ConflictError, InvalidInputError) as error:
+        refusal = f"rank {layout.rank}: {error}"
+    refusals: list[str] = [""] * layout.topology.ranks
+    dist.all_gather_object(refusals, refusal, group=group)
+    if any(refusals):
+        client.close()
+        raise ConflictError("; ".join(sorted(set(filter(None, refusals)))))
     return client
 
 

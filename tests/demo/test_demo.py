@@ -16,6 +16,7 @@ SMALL: dict[str, Any] = {
     "expert_size": 32,
     "prompts": 4,
     "samples_per_prompt": 6,
+    "plan_wait_seconds": 60.0,
 }
 
 
