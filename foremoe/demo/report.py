@@ -2,6 +2,7 @@
 
 import platform
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,24 @@ from foremoe.demo.machine import describe_machine
 from foremoe.demo.options import DemoOptions
 
 MEBIBYTE = 1 << 20
+
+_Figure = Callable[[dict[str, float]], str]
+
+
+def _mebibytes(path: str) -> _Figure:
+    return lambda stage: f"{stage[f'{path}_bytes'] / MEBIBYTE:.1f} MiB"
+
+
+_ROWS: dict[str, _Figure] = {
+    "imbalance": lambda s: f"{s['imbalance_before']:.3f} -> {s['imbalance_after']:.3f}",
+    "seconds": lambda s: f"{s['seconds_unbalanced']:.2f} -> {s['seconds_balanced']:.2f}",
+    "speedup": lambda s: f"{s['speedup']:.2f}x",
+    "speedup that balance alone allows": lambda s: f"{s['speedup_from_balance_alone']:.2f}x",
+    "exposed copy time": lambda s: f"{1e3 * s['exposed_seconds']:.1f} ms",
+    "weights by the host path": _mebibytes("host"),
+    "weights by the peer path": _mebibytes("peer"),
+    "gradients home": _mebibytes("gradient"),
+}
 
 
 def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, Any]:
@@ -48,20 +67,11 @@ def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, An
 def describe(report: dict[str, Any]) -> Group:
     """What is printed at the end."""
     table = Table(title="each step run balanced and unbalanced from the same state")
-    for column in ("stage", "imbalance", "seconds", "speedup", "balance alone", "exposed copies"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for column in ("host", "peer", "gradients"):
-        table.add_column(f"{column} MiB", justify="right")
-    for name, stage in report["stages"].items():
-        table.add_row(
-            name,
-            f"{stage['imbalance_before']:.3f} -> {stage['imbalance_after']:.3f}",
-            f"{stage['seconds_unbalanced']:.2f} -> {stage['seconds_balanced']:.2f}",
-            f"{stage['speedup']:.2f}x",
-            f"{stage['speedup_from_balance_alone']:.2f}x",
-            f"{1e3 * stage['exposed_seconds']:.1f} ms",
-            *(f"{stage[f'{path}_bytes'] / MEBIBYTE:.1f}" for path in ("host", "peer", "gradient")),
-        )
+    table.add_column("per RL step, unbalanced -> balanced")
+    for name in report["stages"]:
+        table.add_column(name, justify="right")
+    for label, figure in _ROWS.items():
+        table.add_row(label, *(figure(stage) for stage in report["stages"].values()))
     window = report["reward_window_steps"]
     lines = [
         f"recompute + update: {report['speedup']:.2f}x faster balanced; "
