@@ -8,3 +8,14 @@ class Stage(StrEnum):
 
     RECOMPUTE = "recompute"
     UPDATE = "update"
+
+
+class DegradedReason(StrEnum):
+    """Why a rank ran a micro-step without its plan; a cause comes before what follows from it."""
+
+    NO_RUNTIME = "no runtime"
+    RUNTIME_LOST = "runtime lost"
+    NO_PLAN = "no plan in time"
+    OTHER_LAYOUT = "the plan is for another model layout"
+    OTHER = "other"
+    OTHER_RANK = "another rank holds no such plan"

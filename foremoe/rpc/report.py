@@ -20,6 +20,8 @@ class MicroStepReport:
     exposed_seconds: float64 ``[L]``, how long compute waited for copies.
     host_bytes, peer_bytes: weight bytes received by each path.
     gradient_bytes: gradient bytes received for this rank's own experts.
+    host_copies, peer_copies: experts received by each path.
+    seconds: wall time of the micro-step; exposed_gradient_seconds: of it, waiting for gradients.
     """
 
     micro_step: int
@@ -29,6 +31,10 @@ class MicroStepReport:
     host_bytes: int = 0
     peer_bytes: int = 0
     gradient_bytes: int = 0
+    host_copies: int = 0
+    peer_copies: int = 0
+    seconds: float = 0.0
+    exposed_gradient_seconds: float = 0.0
 
 
 def encode_report(report: MicroStepReport) -> rank_pb2.MicroStepReport:
@@ -40,6 +46,10 @@ def encode_report(report: MicroStepReport) -> rank_pb2.MicroStepReport:
         host_bytes=report.host_bytes,
         peer_bytes=report.peer_bytes,
         gradient_bytes=report.gradient_bytes,
+        host_copies=report.host_copies,
+        peer_copies=report.peer_copies,
+        seconds=report.seconds,
+        exposed_gradient_seconds=report.exposed_gradient_seconds,
     )
 
 
@@ -55,6 +65,9 @@ def decode_report(message: rank_pb2.MicroStepReport, field: str, layers: int) ->
         raise InvalidInputError(f"{field}.computed_tokens: must not be negative")
     if not bool(np.all(np.isfinite(exposed) & (exposed >= 0))):
         raise InvalidInputError(f"{field}.exposed_seconds: must be finite and not negative")
+    for name in ("seconds", "exposed_gradient_seconds"):
+        if not 0 <= getattr(message, name) < float("inf"):
+            raise InvalidInputError(f"{field}.{name}: must be finite and not negative")
     return MicroStepReport(
         micro_step=message.micro_step,
         degraded_reason=message.degraded_reason,
@@ -63,4 +76,8 @@ def decode_report(message: rank_pb2.MicroStepReport, field: str, layers: int) ->
         host_bytes=message.host_bytes,
         peer_bytes=message.peer_bytes,
         gradient_bytes=message.gradient_bytes,
+        host_copies=message.host_copies,
+        peer_copies=message.peer_copies,
+        seconds=message.seconds,
+        exposed_gradient_seconds=message.exposed_gradient_seconds,
     )

@@ -1,7 +1,10 @@
-"""A snapshot of what a daemon holds."""
+"""A snapshot of what a daemon holds; fields are named and described in status.proto."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from foremoe.rpc.stages import decode_stage, encode_stage
 from foremoe.rpc.v1 import status_pb2
@@ -19,19 +22,22 @@ class StepState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class EpGroupStatus:
-    """One EP group: its ranks, how many have registered, how many hold a plan stream."""
+class PathStatus:
+    """What the ranks of a group received on one path."""
 
-    ep_group: str
-    ranks: int
-    registered: int
-    streaming: int
-    spare_slots: int
+    path: str
+    copies: int
+    copied_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class StageStatus:
-    """One stage of one EP group; imbalances and replicas are means over micro-steps and layers."""
+    """One stage of one EP group; imbalances and replicas are means over micro-steps and layers.
+
+    planned: micro-steps with a plan; reported: those that every rank has reported.
+    seconds, exposed_seconds: over the reported micro-steps, on the worst rank.
+    degraded: micro-steps that some rank ran without the plan; degraded_reasons says why.
+    """
 
     ep_group: str
     stage: Stage
@@ -42,11 +48,64 @@ class StageStatus:
     replicas: float
     degraded: int
     planning_seconds: float
+    reported: int = 0
+    seconds: float = 0.0
+    exposed_seconds: float = 0.0
+    imbalance_measured: float = 0.0
+    degraded_reasons: dict[str, int] = field(default_factory=dict)
+    agreement_misses: int = 0
+    paths: tuple[PathStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatus:
+    """One layer in one stage, by its global id; means over micro-steps."""
+
+    layer: int
+    imbalance_before: float
+    imbalance_after: float
+    imbalance_measured: float
+    exposed_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankStatus:
+    """One rank in one stage; relative_load is pairs computed / mean over the ranks."""
+
+    rank: int
+    relative_load: float
+    exposed_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageDetail:
+    """A stage by layer, and its busiest ranks, busiest first."""
+
+    step: int
+    status: StageStatus
+    layers: tuple[LayerStatus, ...]
+    busiest_ranks: tuple[RankStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EpGroupStatus:
+    """One EP group: its ranks, how many have registered, how many hold a plan stream.
+
+    latest: of each kind of stage the one that was planned or reported last.
+    """
+
+    ep_group: str
+    ranks: int
+    registered: int
+    streaming: int
+    spare_slots: int
+    latest: tuple[StageDetail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class StepStatus:
-    """One unreleased step."""
+    """One step."""
 
     step: int
     state: StepState
@@ -56,7 +115,10 @@ class StepStatus:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeStatus:
-    """The daemon as a whole; steps are ordered, oldest first."""
+    """The daemon as a whole; steps are those not released, released the last ones that were.
+
+    Both are ordered, oldest first.
+    """
 
     version: str
     daemon_id: str
@@ -66,6 +128,7 @@ class RuntimeStatus:
     stored_bytes_limit: int
     ep_groups: tuple[EpGroupStatus, ...]
     steps: tuple[StepStatus, ...]
+    released: tuple[StepStatus, ...] = ()
 
 
 _STATES = {
@@ -77,92 +140,98 @@ _STATES = {
 }
 _STATE_NAMES = {int(value): state for state, value in _STATES.items()}
 
+_Kind = TypeVar("_Kind")
+
 
 def encode_status(status: RuntimeStatus) -> status_pb2.GetStatusResponse:
-    return status_pb2.GetStatusResponse(
-        version=status.version,
-        daemon_id=status.daemon_id,
-        pid=status.pid,
-        uptime_seconds=status.uptime_seconds,
-        stored_bytes=status.stored_bytes,
-        stored_bytes_limit=status.stored_bytes_limit,
-        ep_groups=[_encode_group(group) for group in status.ep_groups],
-        steps=[
-            status_pb2.StepStatus(
-                step=step.step,
-                state=_STATES[step.state],
-                sequences=step.sequences,
-                stages=[_encode_stage(stage) for stage in step.stages],
-            )
-            for step in status.steps
-        ],
-    )
+    nested: dict[str, Any] = {
+        "ep_groups": [_encode_group(group) for group in status.ep_groups],
+        "steps": [_encode_step(step) for step in status.steps],
+        "released": [_encode_step(step) for step in status.released],
+    }
+    return status_pb2.GetStatusResponse(**_values(status), **nested)
 
 
 def decode_status(message: status_pb2.GetStatusResponse) -> RuntimeStatus:
-    return RuntimeStatus(
-        version=message.version,
-        daemon_id=message.daemon_id,
-        pid=message.pid,
-        uptime_seconds=message.uptime_seconds,
-        stored_bytes=message.stored_bytes,
-        stored_bytes_limit=message.stored_bytes_limit,
+    return _decode(
+        RuntimeStatus,
+        message,
         ep_groups=tuple(_decode_group(group) for group in message.ep_groups),
-        steps=tuple(
-            StepStatus(
-                step=step.step,
-                state=_STATE_NAMES[int(step.state)],
-                sequences=step.sequences,
-                stages=tuple(_decode_stage(stage) for stage in step.stages),
-            )
-            for step in message.steps
-        ),
+        steps=tuple(_decode_step(step) for step in message.steps),
+        released=tuple(_decode_step(step) for step in message.released),
     )
 
 
 def _encode_group(group: EpGroupStatus) -> status_pb2.EpGroupStatus:
-    return status_pb2.EpGroupStatus(
-        ep_group=group.ep_group,
-        ranks=group.ranks,
-        registered=group.registered,
-        streaming=group.streaming,
-        spare_slots=group.spare_slots,
-    )
+    latest = [
+        status_pb2.StageDetail(
+            step=detail.step,
+            status=_encode_stage(detail.status),
+            layers=[status_pb2.LayerStatus(**asdict(layer)) for layer in detail.layers],
+            busiest_ranks=[status_pb2.RankStatus(**asdict(rank)) for rank in detail.busiest_ranks],
+        )
+        for detail in group.latest
+    ]
+    return status_pb2.EpGroupStatus(**_values(group), latest=latest)
 
 
 def _decode_group(message: status_pb2.EpGroupStatus) -> EpGroupStatus:
-    return EpGroupStatus(
-        ep_group=message.ep_group,
-        ranks=message.ranks,
-        registered=message.registered,
-        streaming=message.streaming,
-        spare_slots=message.spare_slots,
+    latest = tuple(
+        StageDetail(
+            step=detail.step,
+            status=_decode_stage(detail.status),
+            layers=tuple(_decode(LayerStatus, layer) for layer in detail.layers),
+            busiest_ranks=tuple(_decode(RankStatus, rank) for rank in detail.busiest_ranks),
+        )
+        for detail in message.latest
+    )
+    return _decode(EpGroupStatus, message, latest=latest)
+
+
+def _encode_step(step: StepStatus) -> status_pb2.StepStatus:
+    return status_pb2.StepStatus(
+        step=step.step,
+        state=_STATES[step.state],
+        sequences=step.sequences,
+        stages=[_encode_stage(stage) for stage in step.stages],
+    )
+
+
+def _decode_step(message: status_pb2.StepStatus) -> StepStatus:
+    return StepStatus(
+        step=message.step,
+        state=_STATE_NAMES[int(message.state)],
+        sequences=message.sequences,
+        stages=tuple(_decode_stage(stage) for stage in message.stages),
     )
 
 
 def _encode_stage(stage: StageStatus) -> status_pb2.StageStatus:
-    return status_pb2.StageStatus(
-        ep_group=stage.ep_group,
-        stage=encode_stage(stage.stage),
-        micro_steps=stage.micro_steps,
-        planned=stage.planned,
-        imbalance_before=stage.imbalance_before,
-        imbalance_after=stage.imbalance_after,
-        replicas=stage.replicas,
-        degraded=stage.degraded,
-        planning_seconds=stage.planning_seconds,
-    )
+    nested: dict[str, Any] = {
+        "stage": encode_stage(stage.stage),
+        "degraded_reasons": stage.degraded_reasons,
+        "paths": [status_pb2.PathStatus(**asdict(path)) for path in stage.paths],
+    }
+    return status_pb2.StageStatus(**{**_values(stage), **nested})
 
 
 def _decode_stage(message: status_pb2.StageStatus) -> StageStatus:
-    return StageStatus(
-        ep_group=message.ep_group,
+    return _decode(
+        StageStatus,
+        message,
         stage=decode_stage(message.stage, "stage"),
-        micro_steps=message.micro_steps,
-        planned=message.planned,
-        imbalance_before=message.imbalance_before,
-        imbalance_after=message.imbalance_after,
-        replicas=message.replicas,
-        degraded=message.degraded,
-        planning_seconds=message.planning_seconds,
+        degraded_reasons=dict(message.degraded_reasons),
+        paths=tuple(_decode(PathStatus, path) for path in message.paths),
     )
+
+
+def _values(status: Any) -> dict[str, Any]:
+    """The fields of a dataclass that a message of the same shape takes as they are."""
+    values = {named.name: getattr(status, named.name) for named in fields(status)}
+    return {name: value for name, value in values.items() if not isinstance(value, tuple | dict)}
+
+
+def _decode(kind: type[_Kind], message: Message, **converted: Any) -> _Kind:
+    """The dataclass of a message of the same shape; ``converted`` goes in place of its fields."""
+    names = {named.name for named in fields(kind)} - converted.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(message, name) for name in names}, **converted)

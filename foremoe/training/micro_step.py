@@ -16,7 +16,7 @@ class MicroStepRecord:
 
     computed_tokens: int64 ``[L]``, (token, expert) pairs this rank computed in forward.
     exposed_seconds: float64 ``[L]``, time compute waited for copies; exposed_gradient_seconds: time
-    it waited for replicas' gradients to come home.
+    it waited for replicas' gradients to come home; seconds: wall time.
     degraded_reason: empty when the plan was used or balancing was off.
     """
 
@@ -29,6 +29,9 @@ class MicroStepRecord:
     peer_bytes: int = 0
     gradient_bytes: int = 0
     exposed_gradient_seconds: float = 0.0
+    host_copies: int = 0
+    peer_copies: int = 0
+    seconds: float = 0.0
 
     def report(self) -> MicroStepReport:
         """As the runtime takes it."""
@@ -40,6 +43,10 @@ class MicroStepRecord:
             self.host_bytes,
             self.peer_bytes,
             self.gradient_bytes,
+            self.host_copies,
+            self.peer_copies,
+            self.seconds,
+            self.exposed_gradient_seconds,
         )
 
 

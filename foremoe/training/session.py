@@ -12,6 +12,7 @@ expert parallelism anyway. Whatever happens to the runtime, the numbers stay the
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,9 +31,10 @@ from foremoe.training.home_experts import HomeExperts
 from foremoe.training.layout import GroupLayout
 from foremoe.training.micro_step import MicroStepRecord, MicroStepRun
 from foremoe.training.split_table import SplitTable
+from foremoe.transfer.copies import Path
 from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.replica import Replica
-from foremoe.vocabulary import Stage
+from foremoe.vocabulary import DegradedReason, Stage
 
 log = logging.getLogger(__name__)
 
@@ -122,10 +124,12 @@ class RankSession:
         """Run one micro-step: forward, and in the update stage backward too, inside the block."""
         if self._stage is None or self._run is not None:
             raise InvalidInputError("micro_step belongs inside one stage(...) block, one at a time")
+        began = time.monotonic()
         run = self._run = self._begin(self._stage, index)
         try:
             yield run.record
             self._finish(run)
+            run.record.seconds = time.monotonic() - began
         except BaseException:
             self._failed = True
             raise
@@ -200,7 +204,7 @@ class RankSession:
         digests = [None if p is None else p.digest for p in (plan, upcoming)]
         now, next_too = agree(digests, self._control_group)
         if promised is None and not now:
-            return None, None, reason or "another rank holds no such plan"
+            return None, None, reason or DegradedReason.OTHER_RANK
         if promised is None:
             assert plan is not None
             for position in range(len(self.layout.layers)):
@@ -211,14 +215,15 @@ class RankSession:
         self, stage: StageRun, index: int, wait_seconds: float
     ) -> tuple[RankPlan | None, str]:
         if self._client is None:
-            return None, "no runtime"
+            return None, DegradedReason.NO_RUNTIME
         if not self._client.connected:
             wait_seconds = 0.0
         plan = self._client.wait(stage.step, stage.stage, index, wait_seconds)
         if plan is None:
-            return None, "no plan in time" if self._client.connected else "runtime lost"
+            connected = self._client.connected
+            return None, DegradedReason.NO_PLAN if connected else DegradedReason.RUNTIME_LOST
         if not self.layout.fits(plan):
-            return None, "the plan is for another model layout"
+            return None, DegradedReason.OTHER_LAYOUT
         return plan, ""
 
     def _promise(self, plan: RankPlan, position: int) -> None:
@@ -275,6 +280,8 @@ class RankSession:
         run.record.host_bytes = statistics.host_bytes
         run.record.peer_bytes = statistics.peer_bytes
         run.record.gradient_bytes = statistics.gradient_bytes
+        run.record.host_copies = statistics.copies[Path.HOST]
+        run.record.peer_copies = statistics.copies[Path.PEER]
 
     def _abandon(self) -> None:
         self._engine.abandon()

@@ -79,7 +79,7 @@ class ReportStageRequest(_message.Message):
     def __init__(self, ep_group: _Optional[str] = ..., rank: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[_Iterable[_Union[MicroStepReport, _Mapping]]] = ...) -> None: ...
 
 class MicroStepReport(_message.Message):
-    __slots__ = ("micro_step", "degraded_reason", "computed_tokens", "exposed_seconds", "host_bytes", "peer_bytes", "gradient_bytes")
+    __slots__ = ("micro_step", "degraded_reason", "computed_tokens", "exposed_seconds", "host_bytes", "peer_bytes", "gradient_bytes", "host_copies", "peer_copies", "seconds", "exposed_gradient_seconds")
     MICRO_STEP_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_REASON_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -87,6 +87,10 @@ class MicroStepReport(_message.Message):
     HOST_BYTES_FIELD_NUMBER: _ClassVar[int]
     PEER_BYTES_FIELD_NUMBER: _ClassVar[int]
     GRADIENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_COPIES_FIELD_NUMBER: _ClassVar[int]
+    PEER_COPIES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_GRADIENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     micro_step: int
     degraded_reason: str
     computed_tokens: _array_pb2.Array
@@ -94,7 +98,11 @@ class MicroStepReport(_message.Message):
     host_bytes: int
     peer_bytes: int
     gradient_bytes: int
-    def __init__(self, micro_step: _Optional[int] = ..., degraded_reason: _Optional[str] = ..., computed_tokens: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., exposed_seconds: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., host_bytes: _Optional[int] = ..., peer_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ...) -> None: ...
+    host_copies: int
+    peer_copies: int
+    seconds: float
+    exposed_gradient_seconds: float
+    def __init__(self, micro_step: _Optional[int] = ..., degraded_reason: _Optional[str] = ..., computed_tokens: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., exposed_seconds: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., host_bytes: _Optional[int] = ..., peer_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., host_copies: _Optional[int] = ..., peer_copies: _Optional[int] = ..., seconds: _Optional[float] = ..., exposed_gradient_seconds: _Optional[float] = ...) -> None: ...
 
 class ReportStageResponse(_message.Message):
     __slots__ = ()

@@ -28,7 +28,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("version", "daemon_id", "pid", "uptime_seconds", "stored_bytes", "stored_bytes_limit", "ep_groups", "steps")
+    __slots__ = ("version", "daemon_id", "pid", "uptime_seconds", "stored_bytes", "stored_bytes_limit", "ep_groups", "steps", "released")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DAEMON_ID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,7 @@ class GetStatusResponse(_message.Message):
     STORED_BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
     EP_GROUPS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
     version: str
     daemon_id: str
     pid: int
@@ -45,21 +46,24 @@ class GetStatusResponse(_message.Message):
     stored_bytes_limit: int
     ep_groups: _containers.RepeatedCompositeFieldContainer[EpGroupStatus]
     steps: _containers.RepeatedCompositeFieldContainer[StepStatus]
-    def __init__(self, version: _Optional[str] = ..., daemon_id: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., stored_bytes: _Optional[int] = ..., stored_bytes_limit: _Optional[int] = ..., ep_groups: _Optional[_Iterable[_Union[EpGroupStatus, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepStatus, _Mapping]]] = ...) -> None: ...
+    released: _containers.RepeatedCompositeFieldContainer[StepStatus]
+    def __init__(self, version: _Optional[str] = ..., daemon_id: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., stored_bytes: _Optional[int] = ..., stored_bytes_limit: _Optional[int] = ..., ep_groups: _Optional[_Iterable[_Union[EpGroupStatus, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[StepStatus, _Mapping]]] = ..., released: _Optional[_Iterable[_Union[StepStatus, _Mapping]]] = ...) -> None: ...
 
 class EpGroupStatus(_message.Message):
-    __slots__ = ("ep_group", "ranks", "registered", "streaming", "spare_slots")
+    __slots__ = ("ep_group", "ranks", "registered", "streaming", "spare_slots", "latest")
     EP_GROUP_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     REGISTERED_FIELD_NUMBER: _ClassVar[int]
     STREAMING_FIELD_NUMBER: _ClassVar[int]
     SPARE_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    LATEST_FIELD_NUMBER: _ClassVar[int]
     ep_group: str
     ranks: int
     registered: int
     streaming: int
     spare_slots: int
-    def __init__(self, ep_group: _Optional[str] = ..., ranks: _Optional[int] = ..., registered: _Optional[int] = ..., streaming: _Optional[int] = ..., spare_slots: _Optional[int] = ...) -> None: ...
+    latest: _containers.RepeatedCompositeFieldContainer[StageDetail]
+    def __init__(self, ep_group: _Optional[str] = ..., ranks: _Optional[int] = ..., registered: _Optional[int] = ..., streaming: _Optional[int] = ..., spare_slots: _Optional[int] = ..., latest: _Optional[_Iterable[_Union[StageDetail, _Mapping]]] = ...) -> None: ...
 
 class StepStatus(_message.Message):
     __slots__ = ("step", "state", "sequences", "stages")
@@ -74,7 +78,14 @@ class StepStatus(_message.Message):
     def __init__(self, step: _Optional[int] = ..., state: _Optional[_Union[StepState, str]] = ..., sequences: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ep_group", "stage", "micro_steps", "planned", "imbalance_before", "imbalance_after", "replicas", "degraded", "planning_seconds")
+    __slots__ = ("ep_group", "stage", "micro_steps", "planned", "imbalance_before", "imbalance_after", "replicas", "degraded", "planning_seconds", "reported", "seconds", "exposed_seconds", "imbalance_measured", "degraded_reasons", "agreement_misses", "paths")
+    class DegradedReasonsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     EP_GROUP_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     MICRO_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +95,13 @@ class StageStatus(_message.Message):
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     PLANNING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_MEASURED_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_REASONS_FIELD_NUMBER: _ClassVar[int]
+    AGREEMENT_MISSES_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
     ep_group: str
     stage: _stage_pb2.Stage
     micro_steps: int
@@ -93,4 +111,59 @@ class StageStatus(_message.Message):
     replicas: float
     degraded: int
     planning_seconds: float
-    def __init__(self, ep_group: _Optional[str] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[int] = ..., planned: _Optional[int] = ..., imbalance_before: _Optional[float] = ..., imbalance_after: _Optional[float] = ..., replicas: _Optional[float] = ..., degraded: _Optional[int] = ..., planning_seconds: _Optional[float] = ...) -> None: ...
+    reported: int
+    seconds: float
+    exposed_seconds: float
+    imbalance_measured: float
+    degraded_reasons: _containers.ScalarMap[str, int]
+    agreement_misses: int
+    paths: _containers.RepeatedCompositeFieldContainer[PathStatus]
+    def __init__(self, ep_group: _Optional[str] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[int] = ..., planned: _Optional[int] = ..., imbalance_before: _Optional[float] = ..., imbalance_after: _Optional[float] = ..., replicas: _Optional[float] = ..., degraded: _Optional[int] = ..., planning_seconds: _Optional[float] = ..., reported: _Optional[int] = ..., seconds: _Optional[float] = ..., exposed_seconds: _Optional[float] = ..., imbalance_measured: _Optional[float] = ..., degraded_reasons: _Optional[_Mapping[str, int]] = ..., agreement_misses: _Optional[int] = ..., paths: _Optional[_Iterable[_Union[PathStatus, _Mapping]]] = ...) -> None: ...
+
+class PathStatus(_message.Message):
+    __slots__ = ("path", "copies", "copied_bytes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    COPIED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    copies: int
+    copied_bytes: int
+    def __init__(self, path: _Optional[str] = ..., copies: _Optional[int] = ..., copied_bytes: _Optional[int] = ...) -> None: ...
+
+class StageDetail(_message.Message):
+    __slots__ = ("step", "status", "layers", "busiest_ranks")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    BUSIEST_RANKS_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    status: StageStatus
+    layers: _containers.RepeatedCompositeFieldContainer[LayerStatus]
+    busiest_ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
+    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[StageStatus, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerStatus, _Mapping]]] = ..., busiest_ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
+
+class LayerStatus(_message.Message):
+    __slots__ = ("layer", "imbalance_before", "imbalance_after", "imbalance_measured", "exposed_seconds")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_MEASURED_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    imbalance_before: float
+    imbalance_after: float
+    imbalance_measured: float
+    exposed_seconds: float
+    def __init__(self, layer: _Optional[int] = ..., imbalance_before: _Optional[float] = ..., imbalance_after: _Optional[float] = ..., imbalance_measured: _Optional[float] = ..., exposed_seconds: _Optional[float] = ...) -> None: ...
+
+class RankStatus(_message.Message):
+    __slots__ = ("rank", "relative_load", "exposed_seconds", "seconds")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    RELATIVE_LOAD_FIELD_NUMBER: _ClassVar[int]
+    EXPOSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    relative_load: float
+    exposed_seconds: float
+    seconds: float
+    def __init__(self, rank: _Optional[int] = ..., relative_load: _Optional[float] = ..., exposed_seconds: _Optional[float] = ..., seconds: _Optional[float] = ...) -> None: ...
