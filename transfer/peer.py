@@ -17,7 +17,7 @@ from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy, GradientInbox
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.peer_rounds import FillRound, GradientRound, PeerRound, Wire
-from foremoe.transfer.rounds import rounds
+from foremoe.transfer.schedule.rounds import rounds
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotKey, SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder

@@ -3,7 +3,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foremoe.transfer.rounds import rounds
+from foremoe.transfer.schedule.rounds import rounds
 
 ranks = st.integers(0, 5)
 pairs = st.lists(st.tuples(ranks, ranks).filter(lambda pair: pair[0] != pair[1]), max_size=40)
