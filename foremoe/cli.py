@@ -8,6 +8,7 @@ from foremoe import __version__
 from foremoe.errors import ForemoeError
 
 COMMANDS = {
+    "convert": "turn recorded routing of an engine or trainer into a trace for foremoe plan",
     "demo": "post-train a small MoE model with RL, balanced and unbalanced, and compare",
     "plan": "plan a recorded routing trace offline and print what balancing gains",
     "serve": "run the runtime daemon of this node",

@@ -11,10 +11,13 @@ from foremoe.planner.kernel import kernel
 ID_DTYPES = (np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.int32))
 
 
-def expert_histogram(ids: NDArray[Any], num_experts: int) -> NDArray[np.uint32]:
+def expert_histogram(
+    ids: NDArray[Any], num_experts: int, skip: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint32]:
     """Tokens per layer and expert of one sequence.
 
-    ids: uint8, uint16 or int32 ``[tokens, layers, top_k]``. Returns uint32 ``[layers, experts]``.
+    ids: uint8, uint16 or int32 ``[tokens, layers, top_k]``. skip: uint8 ``[tokens]``, rows that
+    are not 0 do not count, whatever they hold. Returns uint32 ``[layers, experts]``.
     Raises InvalidInputError for another shape or type, or an id outside ``[0, num_experts)``.
     """
     if ids.ndim != 3 or ids.dtype not in ID_DTYPES:
@@ -24,8 +27,14 @@ def expert_histogram(ids: NDArray[Any], num_experts: int) -> NDArray[np.uint32]:
         )
     if num_experts < 1:
         raise InvalidInputError(f"num_experts: must be at least 1, got {num_experts}")
+    if skip is None:
+        skip = np.zeros(len(ids), np.uint8)
+    elif skip.shape != ids.shape[:1] or skip.dtype != np.uint8:
+        raise InvalidInputError(
+            f"skip: expected uint8 [{len(ids)}], got {skip.dtype} {list(skip.shape)}"
+        )
     histogram = np.zeros((ids.shape[1], num_experts), np.uint32)
-    token, layer, expert = _count(np.ascontiguousarray(ids), histogram)
+    token, layer, expert = _count(np.ascontiguousarray(ids), skip, histogram)
     if token >= 0:
         raise InvalidInputError(
             f"expert ids: token {token}, layer row {layer} has expert {expert}, "
@@ -41,11 +50,15 @@ def warm_up() -> None:
 
 
 @kernel
-def _count(ids: NDArray[Any], histogram: NDArray[np.uint32]) -> tuple[int, int, int]:
+def _count(
+    ids: NDArray[Any], skip: NDArray[np.uint8], histogram: NDArray[np.uint32]
+) -> tuple[int, int, int]:
     """Add up ``ids``; the first bad (token, layer, id), or -1 three times."""
     tokens, layers, top_k = ids.shape
     experts = histogram.shape[1]
     for token in range(tokens):
+        if skip[token] != 0:
+            continue
         for layer in range(layers):
             for choice in range(top_k):
                 expert = ids[token, layer, choice]

@@ -5,6 +5,7 @@ Fields:
 * ``experts`` uint8, uint16 or int32 ``[tokens, layers, top_k]``
 * ``offsets`` int64 ``[sequences + 1]``; sequence i is rows ``offsets[i]:offsets[i + 1]``
 * ``num_experts`` an integer
+* ``layer_ids`` int32 ``[layers]``, may be missing: global decoder layer ids, ascending
 """
 
 from collections.abc import Mapping
@@ -20,15 +21,20 @@ from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.planner.npz import read_npz
 
 FIELDS = ("experts", "offsets", "num_experts")
+OPTIONAL_FIELDS = ("layer_ids",)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trace:
-    """Expert ids ``experts [tokens, layers, top_k]`` and where each sequence begins and ends."""
+    """Expert ids ``experts [tokens, layers, top_k]`` and where each sequence begins and ends.
+
+    layer_ids: the layers' global decoder layer ids, ascending.
+    """
 
     experts: NDArray[Any]
     offsets: NDArray[np.int64]
     num_experts: int
+    layer_ids: tuple[int, ...]
 
     @property
     def sequences(self) -> int:
@@ -62,13 +68,28 @@ def load_trace(path: Path) -> Trace:
     return _trace(path, read_npz(path))
 
 
+def save_trace(path: Path, trace: Trace) -> None:
+    """Write what ``load_trace`` reads; raises InvalidInputError if ``path`` cannot be written."""
+    try:
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file,
+                experts=trace.experts,
+                offsets=trace.offsets,
+                num_experts=np.array(trace.num_experts),
+                layer_ids=np.array(trace.layer_ids, np.int32),
+            )
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
 def _trace(path: Path, fields: Mapping[str, NDArray[Any]]) -> Trace:
     expected = f"a trace has the fields {', '.join(FIELDS)}"
     for name in FIELDS:
         if name not in fields:
             raise InvalidInputError(f"{path}: field {name} is missing; {expected}")
     for name in fields:
-        if name not in FIELDS:
+        if name not in FIELDS + OPTIONAL_FIELDS:
             raise InvalidInputError(f"{path}: unknown field {name}; {expected}")
     experts, offsets, num_experts = (fields[name] for name in FIELDS)
     if experts.ndim != 3 or experts.dtype not in ID_DTYPES or 0 in experts.shape[1:]:
@@ -84,7 +105,19 @@ def _trace(path: Path, fields: Mapping[str, NDArray[Any]]) -> Trace:
     if int(num_experts.item()) < 1:
         raise InvalidInputError(f"{path}: num_experts must be at least 1, got {num_experts.item()}")
     _check_offsets(path, offsets, len(experts))
-    return Trace(experts, offsets, int(num_experts.item()))
+    layer_ids = _layer_ids(path, fields.get("layer_ids"), experts.shape[1])
+    return Trace(experts, offsets, int(num_experts.item()), layer_ids)
+
+
+def _layer_ids(path: Path, given: NDArray[Any] | None, layers: int) -> tuple[int, ...]:
+    if given is None:
+        return tuple(range(layers))
+    if given.shape != (layers,) or given.dtype != np.int32 or np.any(np.diff(given) <= 0):
+        raise InvalidInputError(
+            f"{path}: layer_ids must be int32 [{layers}], ascending, "
+            f"got {given.dtype} {list(given.shape)}"
+        )
+    return tuple(given.tolist())
 
 
 def _check_offsets(path: Path, offsets: NDArray[np.int64], tokens: int) -> None:

@@ -1,0 +1,92 @@
+"""SGLang 0.5, ``--enable-return-routed-experts`` and ``return_routed_experts`` in the request.
+
+``meta_info["routed_experts"]`` (``/generate``) is the base64 of raw C-order int32 without header or
+shape; its shape is ``[tokens - 1 - start, num_hidden_layers, top_k]`` of the model, where start is
+the request's ``routed_experts_start_len`` and tokens counts prompt and output. Every decoder layer
+is on the axis, dense ones as zeros; ids are logical; columns of fused shared experts are dropped.
+A layer of zeros among routing ones means that a pipeline stage did not report. ``weight_version``,
+or ``weight_versions`` for a request that ran across an update, says which policy chose.
+
+Source: python/sglang/srt/state_capturer/routed_experts.py and io_struct.py of sgl-project/sglang
+(0.5.23); slime and miles decode it alike.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from foremoe.errors import InvalidInputError
+from foremoe.foresight.inspection import inspect
+from foremoe.foresight.model import MoeModel
+from foremoe.foresight.payload import decode_base64
+from foremoe.foresight.recording import Advance, Record, read_records
+from foremoe.foresight.routing import Routing
+
+_FIELD = "meta_info.routed_experts"
+
+
+def decode(
+    sequence: str,
+    text: str,
+    model: MoeModel,
+    *,
+    tokens: int | None = None,
+    start: int = 0,
+    weight_versions: tuple[str, ...] = (),
+) -> Routing:
+    """``meta_info["routed_experts"]`` of one response.
+
+    tokens: prompt and output tokens together, to check the rows against; start: the request's
+    ``routed_experts_start_len``. Raises InvalidInputError naming sequence, field and layer.
+    """
+    where = f"sequence {sequence!r}: {_FIELD}"
+    data = decode_base64(text, where)
+    row_bytes = 4 * model.num_layers * model.top_k
+    if len(data) % row_bytes:
+        raise InvalidInputError(
+            f"{where}: {len(data)} bytes are no whole rows of int32 [{model.num_layers}, "
+            f"{model.top_k}], {row_bytes} bytes each; is this another model's recording?"
+        )
+    rows = len(data) // row_bytes
+    if tokens is not None and rows != tokens - 1 - start:
+        raise InvalidInputError(
+            f"{where}: expected {tokens - 1 - start} rows for {tokens} tokens from token {start} "
+            f"on, got {rows}"
+        )
+    ids = np.frombuffer(data, "<i4").reshape(rows, model.num_layers, model.top_k)
+    return inspect(sequence, ids, model, start=start, weight_versions=weight_versions, field=_FIELD)
+
+
+def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
+    """Routings of a file of ``/generate`` responses, JSON or JSONL.
+
+    Beside the response's own fields a record may have ``sequence``, which names the sequence, and
+    ``routed_experts_start_len``, as the request had it.
+    """
+    for record in read_records(path, advance):
+        meta = record.object("meta_info")
+        text = meta.content.get("routed_experts")
+        if text is None:
+            continue
+        yield decode(
+            record.sequence,
+            text,
+            model,
+            tokens=_tokens(meta),
+            start=record.optional_integer("routed_experts_start_len") or 0,
+            weight_versions=_weight_versions(meta),
+        )
+
+
+def _tokens(meta: Record) -> int | None:
+    prompt, output = (meta.optional_integer(f"{part}_tokens") for part in ("prompt", "completion"))
+    return None if prompt is None or output is None else prompt + output
+
+
+def _weight_versions(meta: Record) -> tuple[str, ...]:
+    spans, one = meta.content.get("weight_versions"), meta.content.get("weight_version")
+    if isinstance(spans, list):
+        versions = [span.get("version") if isinstance(span, dict) else span for span in spans]
+        return tuple(dict.fromkeys(str(version) for version in versions))
+    return () if one is None else (str(one),)
