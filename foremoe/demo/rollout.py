@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from foremoe.demo.foresight_sender import ForesightSender
 from foremoe.demo.sequence import Sequence
 from foremoe.demo.task import END, LONGEST, PADDING, Problem, reward
-from foremoe.training.replay import RoutingReplay
+from foremoe.routing.replay import RoutingReplay
 
 MOST_TOKENS = LONGEST + 2
 

@@ -10,14 +10,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from foremoe.demo import grpo, task
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.schedule import Schedule
 from foremoe.demo.sequence import Batch, Sequence
 from foremoe.demo.snapshot import local
+from foremoe.routing.replay import RoutingReplay
 from foremoe.training.micro_step import MicroStepRecord
-from foremoe.training.replay import RoutingReplay
 from foremoe.training.session import RankSession
 from foremoe.vocabulary import Stage
 
@@ -51,13 +52,15 @@ class Trainer:
         session: RankSession,
         replay: RoutingReplay,
     ) -> None:
+        assert isinstance(model, FSDPModule), "loaded with fsdp_size, so FSDP wraps it"
         self.options = options
         self.rank = rank
-        self.model = model
+        self.model: nn.Module = model
+        self.sharding: FSDPModule = model
         self.session = session
         self.replay = replay
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=options.warmup_learning_rate, weight_decay=0.0
+            model.parameters(), lr=options.warmup_learning_rate, weight_decay=0.0, fused=True
         )
 
     def begin_rl(self) -> None:
@@ -108,7 +111,9 @@ class Trainer:
     ) -> None:
         tokens = sum(s.answer_length for ranks in micro_steps for r in ranks for s in r)
         loss = 0.0
+        last = first + len(micro_steps) - 1
         for index, ranks in enumerate(micro_steps, start=first):
+            self._keep_gathered(index != last)
             with self.session.micro_step(index):
                 loss += self._backward(ranks[self.rank], tokens / self.options.ranks)
         result.losses.append(_mean_over_ranks(loss))
@@ -116,6 +121,12 @@ class Trainer:
         self._optimizer_step()
         if balanced:
             self.session.weights_changed()
+
+    def _keep_gathered(self, keep: bool) -> None:
+        """Gather weights and reduce gradients once a mini-batch, as accumulation allows."""
+        self.sharding.set_requires_gradient_sync(not keep)
+        self.sharding.set_reshard_after_forward(not keep)
+        self.sharding.set_reshard_after_backward(not keep)
 
     def _backward(self, sequences: Sequences[Sequence], tokens: float) -> float:
         batch = Batch.of(sequences)
@@ -131,7 +142,7 @@ class Trainer:
     def _gradients(self) -> list[Tensor]:
         """This rank's part of every gradient; parameters without one count as zero."""
         return [
-            torch.zeros_like(local(p)) if p.grad is None else local(p.grad).clone()
+            torch.zeros_like(local(p)) if p.grad is None else local(p.grad)
             for p in self.model.parameters()
         ]
 

@@ -24,10 +24,10 @@ from torch.distributed.tensor import DTensor
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from foremoe.errors import InvalidInputError
+from foremoe.routing.replay import RoutingReplay
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.expert_parallel import LayerWork, run_experts
 from foremoe.training.home_experts import HomeExperts
-from foremoe.training.replay import RoutingReplay
 from foremoe.training.session import RankSession
 from foremoe.training.split_table import Slots, SplitTable, contiguous_home
 

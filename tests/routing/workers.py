@@ -1,12 +1,15 @@
-"""What rank processes run in the tests of the router losses and biases."""
+"""What rank processes run in the tests of routing."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from foremoe.errors import InvalidInputError
 from foremoe.routing.router_losses import LossWeights, RouterLosses
 from foremoe.routing.selection_bias import BiasBalancer
 from tests.routing.batches import EXPERTS, LAYERS, Routing, routing
+from tests.routing.mismatches import LAYERS as COMPARED
+from tests.routing.mismatches import compare, live_routing
 
 
 def observe(losses: RouterLosses, routings: dict[int, Routing]) -> Tensor:
@@ -50,3 +53,15 @@ def balance_biases(rank: int, steps: int) -> dict[int, Tensor]:
                     balancer.observe(layer, one.logits, one.probabilities, one.expert_ids)
         balancer.update()
     return biases
+
+
+def check_mismatch(rank: int, misplaced: int) -> str:
+    """What the verifier says when the routing of rank ``misplaced`` is off by one row."""
+    live = live_routing(seed=rank)
+    mismatch = compare(live, live.roll(1, 0) if rank == misplaced else live)
+    try:
+        reports = mismatch.check(dist.group.WORLD)
+    except InvalidInputError as error:
+        return str(error)
+    assert [report.tokens for report in reports] == [len(live)] * len(COMPARED)
+    return ""

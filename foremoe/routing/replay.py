@@ -6,24 +6,43 @@ selection is replayed, the scores stay the live router's, so its gradient is kep
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from foremoe.errors import InvalidInputError
+from foremoe.routing.mismatch import RoutingMismatch
 
 Scores = Callable[[Tensor], Tensor]
+
+# In the place of an expert id to replay: the pair goes to no expert (padding), or the token is
+# routed by the live router (nobody recorded it).
+NO_EXPERT = -1
+LIVE = -2
+
+
+class RoutingObserver(Protocol):
+    """Told what every router did: router losses, bias balancing."""
+
+    def observe(
+        self, layer: int, logits: Tensor, probabilities: Tensor, expert_ids: Tensor
+    ) -> None: ...
 
 
 class RoutingReplay:
     """Sits behind the routers of a model's MoE layers, given by global layer id.
 
-    Outside of ``record`` and ``replay`` routing is untouched.
+    Outside of ``record`` and ``replay`` routing is untouched. mismatch, if set, compares what is
+    replayed with what the live routers would have chosen. observers: told of every routing that is
+    used, by the adapter that owns the routers.
     """
 
     def __init__(self, layers: tuple[int, ...], top_k: int) -> None:
         self.layers = layers
         self.top_k = top_k
+        self.mismatch: RoutingMismatch | None = None
+        self.observers: list[RoutingObserver] = []
         self._position = {layer: i for i, layer in enumerate(layers)}
         self._given: Tensor | None = None
         self._valid: Tensor | None = None
@@ -45,7 +64,10 @@ class RoutingReplay:
 
     @contextmanager
     def replay(self, expert_ids: Tensor) -> Iterator[None]:
-        """Route the forward pass by ``expert_ids [tokens, L, K]``; -1 is no expert."""
+        """Route the forward pass by ``expert_ids [tokens, L, K]``, NO_EXPERT and LIVE included.
+
+        Raises InvalidInputError for another shape.
+        """
         if expert_ids.ndim != 3 or expert_ids.shape[1:] != (len(self.layers), self.top_k):
             raise InvalidInputError(
                 f"replay: expected expert ids [tokens, {len(self.layers)}, {self.top_k}], "
@@ -66,21 +88,28 @@ class RoutingReplay:
         """
         position = self._position[layer]
         if self._given is not None:
-            given = self._given[:, position]
-            if len(given) != len(chosen):
-                raise InvalidInputError(
-                    f"replay: layer {layer} routes {len(chosen)} tokens, "
-                    f"but {len(given)} tokens of routing were given"
-                )
-            left_out = given < 0
-            return given, scores(given.clamp(min=0)).masked_fill(left_out, 0.0)
+            return self._replayed(layer, chosen, scores)
         if self._recorded is not None:
             if self._valid is not None:
                 left_out = ~self._valid.unsqueeze(-1)
-                chosen = chosen.masked_fill(left_out, -1)
+                chosen = chosen.masked_fill(left_out, NO_EXPERT)
                 weights = weights.masked_fill(left_out, 0.0)
             self._recorded[position] = chosen.to(torch.int16)
         return chosen, weights
+
+    def _replayed(self, layer: int, chosen: Tensor, scores: Scores) -> tuple[Tensor, Tensor]:
+        assert self._given is not None
+        if len(self._given) != len(chosen):
+            raise InvalidInputError(
+                f"replay: layer {layer} routes {len(chosen)} tokens, "
+                f"but {len(self._given)} tokens of routing were given"
+            )
+        if self.mismatch is not None:
+            self.mismatch.compare(layer, chosen, self._given)
+        given = self._given[:, self._position[layer]]
+        given = torch.where(given == LIVE, chosen, given)
+        left_out = given < 0
+        return given, scores(given.clamp(min=0)).masked_fill(left_out, 0.0)
 
     def _stack(self, recorded: list[Tensor | None]) -> Tensor:
         missing = [layer for layer, ids in zip(self.layers, recorded, strict=True) if ids is None]

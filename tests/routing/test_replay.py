@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from foremoe.errors import InvalidInputError
-from foremoe.training.replay import RoutingReplay
+from foremoe.routing.replay import LIVE, RoutingReplay
 
 LAYERS, TOP_K, TOKENS, EXPERTS = (2, 5), 2, 4, 6
 
@@ -92,3 +92,15 @@ def test_a_layer_that_was_never_reached_is_named() -> None:
         replay.route(2, torch.zeros(1, TOP_K), torch.zeros(1, TOP_K), lambda ids: ids)
     with pytest.raises(InvalidInputError, match=r"\[5\]"):
         recorded()
+
+
+def test_tokens_without_a_record_are_routed_live(logits: torch.Tensor) -> None:
+    replay = RoutingReplay(LAYERS, TOP_K)
+    given = torch.tensor([[[5, 0]] * len(LAYERS)] * TOKENS)
+    given[1] = LIVE
+    weights, chosen = F.softmax(logits, dim=-1).topk(TOP_K, dim=-1)
+    with replay.replay(given):
+        (ids, scores), _ = route(replay, logits)
+    assert torch.equal(ids[1], chosen[1])
+    assert torch.equal(scores[1], weights[1])
+    assert ids[[0, 2, 3]].tolist() == [[5, 0]] * 3
