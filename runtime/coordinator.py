@@ -7,8 +7,9 @@ import logging
 import os
 import time
 import uuid
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 
 from foremoe import __version__
 from foremoe.errors import (
@@ -23,20 +24,24 @@ from foremoe.rpc.limits import check_range
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule, check_schedule
-from foremoe.rpc.status import RuntimeStatus, StepState
+from foremoe.rpc.status import RuntimeStatus, StageDetail, StepState, StepStatus
 from foremoe.rpc.v1.foresight_pb2 import ForesightCommit
 from foremoe.runtime.budget import ByteBudget
 from foremoe.runtime.config import RuntimeConfig
 from foremoe.runtime.groups import EpGroup, EpGroups
+from foremoe.runtime.journal import log_degraded, log_failed, log_planned, log_step
 from foremoe.runtime.plan_log import PlanLog, PublishedPlan
 from foremoe.runtime.planning import PlanningJob, planning_job
 from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
 from foremoe.runtime.step import Step
 from foremoe.runtime.store import ForesightStore
+from foremoe.runtime.totals import StageTotals, Totals
 from foremoe.runtime.upload import StagedUpload
 from foremoe.vocabulary import Stage
 
 log = logging.getLogger(__name__)
+
+RELEASED_STEPS = 8  # that the status still tells of
 
 
 class Coordinator:
@@ -60,6 +65,8 @@ class Coordinator:
         self._config = config
         self._start_planning = start_planning
         self._wake_streams = wake_streams
+        self._totals = Totals()
+        self._released: deque[StepStatus] = deque(maxlen=RELEASED_STEPS)
         self._plan_logs: defaultdict[str, PlanLog] = defaultdict(PlanLog)
         self._started = time.monotonic()
 
@@ -127,7 +134,13 @@ class Coordinator:
         held = self.steps.pop(step, None)
         if held is None:
             return
+        for record in held.stages.values():
+            if record.reports.any_reported and not record.reports.all_reported:
+                self._totals.note_reported(record)
+        for ep_group in held.groups() - held.logged:
+            self._log_step(held, ep_group)
         held.release()
+        self._released.append(held.status())
         self.budget.release(held.stored_bytes)
         for plan_log in self._plan_logs.values():
             plan_log.remove(step)
@@ -148,18 +161,8 @@ class Coordinator:
             return
         record.summary = summary
         self.steps[record.step].note_planned()
-        log.info(
-            "step %d %s of %s: %d micro-steps planned in %.3f s, imbalance %.3f -> %.3f, "
-            "%.2f replicas per layer",
-            record.step,
-            record.stage,
-            record.ep_group,
-            len(record.plans),
-            summary.seconds,
-            summary.imbalance_before,
-            summary.imbalance_after,
-            summary.replicas,
-        )
+        self._totals.note_planned(record, summary)
+        log_planned(record, summary)
 
     def fail_planning(self, record: StageRecord, error: BaseException) -> None:
         """Planning broke off: the ranks run the micro-steps without a plan unbalanced."""
@@ -168,16 +171,8 @@ class Coordinator:
             return
         record.failed = True
         self.steps[record.step].note_planned()
-        log.error(
-            "step %d %s of %s: planning failed after %d of %d micro-steps; the rest runs without "
-            "replicas",
-            record.step,
-            record.stage,
-            record.ep_group,
-            len(record.plans),
-            len(record.schedule),
-            exc_info=error,
-        )
+        self._totals.note_failed(record)
+        log_failed(record, error)
 
     # Ranks
 
@@ -220,13 +215,19 @@ class Coordinator:
             check_range(report.micro_step, 0, len(record.schedule) - 1, f"{field}.micro_step")
             if len(report.computed_tokens) != layers or len(report.exposed_seconds) != layers:
                 raise InvalidInputError(f"{field}: expected one entry for each of {layers} layers")
-        was_complete = record.reports.all_reported
+        if record.reports.all_reported:
+            return  # each of these has come before
+        was_degraded = record.reports.degraded > 0
         for report in reports:
             record.reports.add(rank, report)
         if reports:
             held.note_report()
-        if record.reports.all_reported and not was_complete:
-            _log_completion(record)
+        if record.reports.degraded and not was_degraded:
+            log_degraded(record, rank, next(filter(attrgetter("degraded_reason"), reports)))
+        if record.reports.all_reported:
+            self._totals.note_reported(record)
+            if held.is_complete(ep_group):
+                self._log_step(held, ep_group)
 
     def status(self) -> RuntimeStatus:
         return RuntimeStatus(
@@ -236,9 +237,26 @@ class Coordinator:
             uptime_seconds=time.monotonic() - self._started,
             stored_bytes=self.budget.used,
             stored_bytes_limit=self.budget.limit,
-            ep_groups=self.groups.status(),
+            ep_groups=self.groups.status(self._latest()),
             steps=tuple(self.steps[number].status() for number in sorted(self.steps)),
+            released=tuple(self._released),
         )
+
+    def totals(self) -> dict[tuple[str, Stage], StageTotals]:
+        """What the EP groups that are alive have done, by group and kind of stage."""
+        return self._totals.alive(self.groups.streaming())
+
+    def _latest(self) -> dict[str, tuple[StageDetail, ...]]:
+        latest: dict[str, tuple[StageDetail, ...]] = {}
+        for (ep_group, _), totals in self.totals().items():
+            if totals.latest is not None:
+                latest[ep_group] = (*latest.get(ep_group, ()), totals.latest)
+        return latest
+
+    def _log_step(self, held: Step, ep_group: str) -> None:
+        held.logged.add(ep_group)
+        stages = [r.status() for (group, _), r in held.stages.items() if group == ep_group]
+        log_step(held.number, ep_group, stages)
 
     # Room
 
@@ -296,21 +314,3 @@ class Coordinator:
             step.is_complete(ep_group) or any(held.has_reports(ep_group) for held in later)
             for ep_group in step.groups()
         )
-
-
-def _log_completion(record: StageRecord) -> None:
-    reports = record.reports
-    log.info(
-        "step %d %s of %s: done, measured imbalance %.3f, exposed %.3f s, host %d bytes, "
-        "peer %d bytes, gradients %d bytes, %d of %d micro-steps degraded",
-        record.step,
-        record.stage,
-        record.ep_group,
-        reports.measured_imbalance,
-        reports.exposed_seconds,
-        reports.host_bytes,
-        reports.peer_bytes,
-        reports.gradient_bytes,
-        reports.degraded,
-        len(record.schedule),
-    )

@@ -1,10 +1,11 @@
 """EP groups: defined by the first rank that registers, joined by the others."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from foremoe.errors import ConflictError, ExhaustedError, UnknownError
 from foremoe.rpc.registration import RankRegistration
-from foremoe.rpc.status import EpGroupStatus
+from foremoe.rpc.status import EpGroupStatus, StageDetail
 
 MAX_GROUPS = 256
 
@@ -17,13 +18,14 @@ class EpGroup:
         self.registered: set[int] = set()
         self.streaming = 0
 
-    def status(self) -> EpGroupStatus:
+    def status(self, latest: tuple[StageDetail, ...]) -> EpGroupStatus:
         return EpGroupStatus(
             ep_group=self.description.ep_group,
             ranks=self.description.ranks,
             registered=len(self.registered),
             streaming=self.streaming,
             spare_slots=self.description.spare_slots,
+            latest=latest,
         )
 
 
@@ -67,8 +69,13 @@ class EpGroups:
             )
         return group
 
-    def status(self) -> tuple[EpGroupStatus, ...]:
-        return tuple(group.status() for group in self._groups.values())
+    def streaming(self) -> set[str]:
+        """The groups with an open plan stream."""
+        return {name for name, group in self._groups.items() if group.streaming}
+
+    def status(self, latest: Mapping[str, tuple[StageDetail, ...]]) -> tuple[EpGroupStatus, ...]:
+        """All groups; ``latest`` has the stages to tell of by group."""
+        return tuple(group.status(latest.get(name, ())) for name, group in self._groups.items())
 
 
 def _check_same(earlier: RankRegistration, given: RankRegistration) -> None:

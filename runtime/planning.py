@@ -135,13 +135,14 @@ class PlanningRun:
     def summary(self) -> PlanningSummary:
         """What planning gained; reckoned after the last plan is out, so that no plan waits."""
         plans = self._plans
+        layers = len(self._job.group.layers)
         if not plans:
-            return PlanningSummary(0.0, 0.0, 0.0, self._seconds)
-        before = [float(imbalance(home_tokens(plan.load, plan.home)).mean()) for plan in plans]
-        after = [float(imbalance(plan.rank_tokens()).mean()) for plan in plans]
-        replicas = sum(plan.replicas() for plan in plans) / len(plans) / len(self._job.group.layers)
+            return PlanningSummary.empty(layers, self._seconds)
+        before = [imbalance(home_tokens(plan.load, plan.home)) for plan in plans]
+        after = [imbalance(plan.rank_tokens()) for plan in plans]
+        replicas = sum(plan.replicas() for plan in plans) / len(plans) / layers
         return PlanningSummary(
-            float(np.mean(before)), float(np.mean(after)), replicas, self._seconds
+            np.mean(before, axis=0), np.mean(after, axis=0), replicas, self._seconds
         )
 
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.imbalance import imbalance
-from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule
-from foremoe.rpc.status import StageStatus
+from foremoe.rpc.status import LayerStatus, StageDetail, StageStatus
 from foremoe.runtime.groups import EpGroup
+from foremoe.runtime.reports import StageReports
 from foremoe.vocabulary import Stage
 
 
@@ -29,63 +28,23 @@ class PlannedMicroStep:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PlanningSummary:
-    """Means over micro-steps and layers, and how long planning took."""
+    """What planning gained, and how long it took.
 
-    imbalance_before: float
-    imbalance_after: float
+    imbalance_before, imbalance_after: float64 ``[L]``, means over micro-steps.
+    replicas: mean over micro-steps and layers.
+    """
+
+    imbalance_before: NDArray[np.float64]
+    imbalance_after: NDArray[np.float64]
     replicas: float
     seconds: float
 
-
-class StageReports:
-    """What the ranks of a stage said: at most one report per rank and micro-step counts."""
-
-    def __init__(self, micro_steps: int, layers: int, ranks: int) -> None:
-        self._reported = np.zeros((ranks, micro_steps), bool)
-        self._degraded = np.zeros(micro_steps, bool)
-        self._computed_tokens = np.zeros((micro_steps, layers, ranks), np.int64)
-        self._exposed_seconds = np.zeros(ranks)
-        self.host_bytes = 0
-        self.peer_bytes = 0
-        self.gradient_bytes = 0
-
-    @property
-    def any_reported(self) -> bool:
-        return bool(self._reported.any())
-
-    @property
-    def all_reported(self) -> bool:
-        return bool(self._reported.all())
-
-    @property
-    def degraded(self) -> int:
-        """Micro-steps that some rank ran without the plan."""
-        return int(np.count_nonzero(self._degraded))
-
-    @property
-    def exposed_seconds(self) -> float:
-        """Time compute waited for copies, summed over layers and micro-steps, on the worst rank."""
-        return float(self._exposed_seconds.max())
-
-    @property
-    def measured_imbalance(self) -> float:
-        """Mean over micro-steps and layers of what the ranks really computed."""
-        return float(imbalance(self._computed_tokens).mean())
-
-    def add(self, rank: int, report: MicroStepReport) -> None:
-        """A second report of the same micro-step by the same rank changes nothing."""
-        index = report.micro_step
-        if self._reported[rank, index]:
-            return
-        self._reported[rank, index] = True
-        self._degraded[index] |= report.degraded_reason != ""
-        self._computed_tokens[index, :, rank] = report.computed_tokens
-        self._exposed_seconds[rank] += float(report.exposed_seconds.sum())
-        self.host_bytes += report.host_bytes
-        self.peer_bytes += report.peer_bytes
-        self.gradient_bytes += report.gradient_bytes
+    @classmethod
+    def empty(cls, layers: int, seconds: float = 0.0) -> "PlanningSummary":
+        """Of no plans at all."""
+        return cls(np.zeros(layers), np.zeros(layers), 0.0, seconds)
 
 
 class StageRecord:
@@ -106,6 +65,7 @@ class StageRecord:
         layers, ranks = len(shape.layers), shape.ranks
         slots = layers * ranks * shape.spare_slots
         self.ep_group = shape.ep_group
+        self.layers = shape.layers
         self.step = step
         self.stage = stage
         self.schedule = schedule
@@ -115,10 +75,11 @@ class StageRecord:
         self.cancelled = threading.Event()
         self.reports = StageReports(len(schedule), layers, ranks)
         self.load_bytes = len(schedule) * layers * ranks * shape.num_experts * 8
-        plan_bytes = slots * 4 + slots * ranks * 8 + layers * ranks * 8 + 1024
+        plan_bytes = slots * 4 + slots * ranks * 8 + 1024
+        report_bytes = StageReports.stored_bytes(len(schedule), layers, ranks)
         names = sum(len(ids) for micro_step in schedule for ids in micro_step.ranks)
         home_bytes = layers * shape.num_experts * 4
-        self.kept_bytes = len(schedule) * plan_bytes + home_bytes + names * 128
+        self.kept_bytes = len(schedule) * plan_bytes + report_bytes + home_bytes + names * 128
 
     @property
     def is_planned(self) -> bool:
@@ -126,15 +87,41 @@ class StageRecord:
         return self.summary is not None or self.failed
 
     def status(self) -> StageStatus:
-        summary = self.summary or PlanningSummary(0.0, 0.0, 0.0, 0.0)
+        summary = self.summary or PlanningSummary.empty(len(self.layers))
+        reports = self.reports
         return StageStatus(
             ep_group=self.ep_group,
             stage=self.stage,
             micro_steps=len(self.schedule),
             planned=len(self.plans),
-            imbalance_before=summary.imbalance_before,
-            imbalance_after=summary.imbalance_after,
+            imbalance_before=float(summary.imbalance_before.mean()),
+            imbalance_after=float(summary.imbalance_after.mean()),
             replicas=summary.replicas,
-            degraded=self.reports.degraded,
+            degraded=reports.degraded,
             planning_seconds=summary.seconds,
+            reported=reports.reported,
+            seconds=float(reports.seconds.max()),
+            exposed_seconds=float(reports.rank_exposed_seconds.max()),
+            imbalance_measured=float(reports.layer_imbalance.mean()),
+            degraded_reasons=reports.degraded_reasons,
+            agreement_misses=reports.agreement_misses,
+            paths=reports.paths(),
+        )
+
+    def detail(self) -> StageDetail:
+        """The stage by layer and rank."""
+        summary = self.summary or PlanningSummary.empty(len(self.layers))
+        columns = zip(
+            self.layers,
+            summary.imbalance_before.tolist(),
+            summary.imbalance_after.tolist(),
+            self.reports.layer_imbalance.tolist(),
+            self.reports.exposed_seconds.sum(axis=1).tolist(),
+            strict=True,
+        )
+        return StageDetail(
+            step=self.step,
+            status=self.status(),
+            layers=tuple(LayerStatus(*row) for row in columns),
+            busiest_ranks=self.reports.busiest_ranks() if self.reports.any_reported else (),
         )

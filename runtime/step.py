@@ -24,13 +24,17 @@ EDGES: dict[StepState, frozenset[StepState]] = {
 
 
 class Step:
-    """The foresight of a step, its stages by EP group, and its state."""
+    """The foresight of a step, its stages by EP group, and its state.
+
+    logged: the EP groups whose log line of this step is written.
+    """
 
     def __init__(self, number: int, foresight: ForesightStore) -> None:
         self.number = number
         self.foresight = foresight
         self.stages: dict[tuple[str, Stage], StageRecord] = {}
         self.state = StepState.COLLECTING
+        self.logged: set[str] = set()
 
     @property
     def stored_bytes(self) -> int:

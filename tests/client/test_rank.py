@@ -187,9 +187,11 @@ def test_reports_reach_the_daemon_before_close_returns(daemon: DaemonProcess) ->
     assert stage_status(daemon.address, 7).degraded == 2
     assert (one.dropped_reports, two.dropped_reports) == (0, 0)
     log = daemon.log.read_text()
-    assert "step 7 update of reports: 4 micro-steps planned" in log
-    assert "step 7 update of reports: done, measured imbalance 1.000" in log
-    assert "2 of 4 micro-steps degraded" in log
+    assert "micro-step 2 ran without its plan on rank 1: no plan in time" in log
+    (line,) = [line for line in log.splitlines() if "step 7 of reports:" in line]
+    assert "update 4/4 micro-steps" in line
+    assert "measured 1.000" in line
+    assert "2 of 4 micro-steps degraded (no plan in time 2)" in line
 
 
 def test_refused_report_is_dropped_and_counted(daemon: DaemonProcess) -> None:
