@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foremoe.training import gated_mlp
 from foremoe.training.exchange import exchange_counts, exchange_rows
-from foremoe.training.replica import run_replica
+from foremoe.training.expert_function import ExpertFunction, GatedMlp
 from foremoe.training.split_table import Slots, SplitTable
 from foremoe.transfer.replica import Replica
+
+_GATED_MLP = GatedMlp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,13 @@ def run_experts(
     home: Mapping[str, Tensor],
     work: LayerWork,
     group: dist.ProcessGroup,
+    expert: ExpertFunction = _GATED_MLP,
 ) -> Tensor:
     """Weighted sum of the chosen experts' outputs for this rank's tokens.
 
     hidden: ``[T, H]``. expert_ids: int64 ``[T, K]`` logical ids, -1 for a pair to leave out.
     weights: ``[T, K]``. home: this rank's own experts, each tensor ``[E / P, ...]``.
-    Returns ``[T, H]``.
+    expert: what one of them computes. Returns ``[T, H]``.
     """
     if torch.is_grad_enabled() and not hidden.requires_grad:
         # Backward must reach the replicas, whose weights autograd does not know.
@@ -64,7 +66,7 @@ def run_experts(
     pair, code = work.table.destinations(expert_ids.reshape(-1))
     received = dispatch(hidden, pair // expert_ids.shape[-1], code, work.slots, group)
     work.computed(len(received.rows))
-    output = _compute(received, home, work)
+    output = _compute(received, home, work, expert)
     output = exchange_rows(output, received.receive, received.send, group)
     pair_output = hidden.new_zeros(expert_ids.numel(), hidden.shape[-1])
     pair_output = pair_output.index_copy(0, pair, output)
@@ -99,7 +101,9 @@ def dispatch(
     return Received(rows, per_slot, send, receive)
 
 
-def _compute(received: Received, home: Mapping[str, Tensor], work: LayerWork) -> Tensor:
+def _compute(
+    received: Received, home: Mapping[str, Tensor], work: LayerWork, expert: ExpertFunction
+) -> Tensor:
     """Outputs ``[N, H]`` in the order of ``received.rows``."""
     slot_of_row = torch.arange(work.slots.per_rank, device=received.rows.device)
     slot_of_row = slot_of_row.repeat(work.slots.ranks).repeat_interleave(
@@ -109,24 +113,26 @@ def _compute(received: Received, home: Mapping[str, Tensor], work: LayerWork) ->
     counts: list[int] = received.per_slot.sum(dim=0).tolist()
     segments = received.rows.index_select(0, by_slot).split(counts)
     owned = work.slots.experts_per_rank
-    outputs = _home_outputs(segments[:owned], home)
+    outputs = _home_outputs(segments[:owned], home, expert)
     replicas = work.acquire()
     for slot, rows in enumerate(segments[owned:]):
         if len(rows):
-            outputs.append(run_replica(rows, replicas[slot]))
+            outputs.append(expert.as_replica(rows, replicas[slot]))
     return torch.cat(outputs).index_select(0, torch.argsort(by_slot))
 
 
-def _home_outputs(segments: Sequence[Tensor], home: Mapping[str, Tensor]) -> list[Tensor]:
+def _home_outputs(
+    segments: Sequence[Tensor], home: Mapping[str, Tensor], expert: ExpertFunction
+) -> list[Tensor]:
     """Outputs of the own experts; at least one, so that backward reaches every rank's exchange."""
     names = list(home)
     experts = [dict(zip(names, tensors, strict=True)) for tensors in _unbound(home)]
     outputs = [
-        gated_mlp.forward(rows, weights)[0]
+        expert.at_home(rows, weights)
         for rows, weights in zip(segments, experts, strict=True)
         if len(rows)
     ]
-    return outputs or [gated_mlp.forward(segments[0], experts[0])[0]]
+    return outputs or [expert.at_home(segments[0], experts[0])]
 
 
 def _unbound(home: Mapping[str, Tensor]) -> list[tuple[Tensor, ...]]:

@@ -1,5 +1,6 @@
 """Compute of a replica: an autograd function that never keeps the slot's weights."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,33 +9,71 @@ from torch import Tensor
 from foremoe.training import gated_mlp
 from foremoe.transfer.replica import Replica
 
+Acquire = Callable[[], Mapping[int, Replica]]
+
+Function = Callable[..., Tensor]
+
 
 class _ReplicaMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, replica: Replica) -> Tensor:
-        replica.check_held()
+    def forward(ctx: Any, rows: Tensor, slot: int, acquire: Acquire) -> Tensor:
+        replica = acquire()[slot]
         output, pre_activation = gated_mlp.forward(rows, replica.weights)
         ctx.save_for_backward(rows, pre_activation)
-        ctx.replica = replica
+        ctx.slot, ctx.acquire, ctx.content = slot, acquire, replica.content
         return output
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         rows, pre_activation = ctx.saved_tensors
-        replica: Replica = ctx.replica
-        replica.check_held()
+        replica: Replica = ctx.acquire()[ctx.slot]
+        replica.check_held(ctx.content)
         assert replica.gradients is not None, "a forward-only slot cannot run backward"
         rows_gradient = gated_mlp.backward(
             gradients[0], rows, pre_activation, replica.weights, replica.gradients
         )
-        return rows_gradient, None
+        return rows_gradient, None, None
 
 
-def run_replica(rows: Tensor, replica: Replica) -> Tensor:
-    """Output of the replica's expert for ``rows [T, H]``.
+def run_replica(rows: Tensor, slot: int, acquire: Acquire) -> Tensor:
+    """Output of the replica in ``slot`` for ``rows [T, H]``.
+
+    acquire: waits for the layer's replicas, by slot; backward asks again, as they may have been
+    fetched again. Backward adds the weight gradients to the replica's gradient slab and raises when
+    its slot does not hold what forward used.
+    """
+    output: Tensor = _ReplicaMlp.apply(rows, slot, acquire)  # type: ignore[no-untyped-call]
+    return output
+
+
+def differentiate_replica(function: Function, replica: Replica, *inputs: Tensor) -> Tensor:
+    """``function(replica.weights, *inputs)``; backward runs it again and keeps no weights.
 
     Backward adds the weight gradients to the replica's gradient slab and raises TransferError when
     the slot no longer holds the expert that forward used.
     """
-    output: Tensor = _ReplicaMlp.apply(rows, replica)  # type: ignore[no-untyped-call]
+    output: Tensor = _Differentiated.apply(function, replica, *inputs)  # type: ignore[no-untyped-call]
     return output
+
+
+class _Differentiated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Function, replica: Replica, *inputs: Tensor) -> Tensor:
+        replica.check_held()
+        ctx.save_for_backward(*inputs)
+        ctx.function, ctx.replica = function, replica
+        return function(replica.weights, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        replica: Replica = ctx.replica
+        replica.check_held()
+        assert replica.gradients is not None, "a forward-only slot cannot run backward"
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        weights = {name: w.detach().requires_grad_() for name, w in replica.weights.items()}
+        with torch.enable_grad():
+            output = ctx.function(weights, *inputs)
+        found = torch.autograd.grad(output, [*inputs, *weights.values()], gradients)
+        for name, gradient in zip(weights, found[len(inputs) :], strict=True):
+            replica.gradients[name].add_(gradient)
+        return None, None, *found[: len(inputs)]
