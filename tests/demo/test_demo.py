@@ -41,7 +41,8 @@ def test_each_step_is_balanced_and_gives_the_same_numbers(undisturbed: dict[str,
 
 
 def test_killing_the_daemon_changes_no_loss(undisturbed: dict[str, Any]) -> None:
-    disturbed = run_demo(DemoOptions(**SMALL, kill_daemon_at_step=1))
+    lost_soon = {**SMALL, "plan_wait_seconds": 1.0}
+    disturbed = run_demo(DemoOptions(**lost_soon, kill_daemon_at_step=1))
     assert sum(disturbed["degraded_micro_steps"].values()) > 0
     for expected, actual in zip(undisturbed["steps"], disturbed["steps"], strict=True):
         assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-9, abs=1e-12)
