@@ -3,6 +3,7 @@
 import multiprocessing
 import pickle
 import queue
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -15,18 +16,24 @@ _context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
 
 
 def run_ranks(
-    function: Callable[..., Any], ranks: int, *arguments: Any, timeout_seconds: float = 100
+    function: Callable[..., Any],
+    ranks: int,
+    *arguments: Any,
+    timeout_seconds: float = 100,
+    killed: frozenset[int] = frozenset(),
 ) -> list[Any]:
     """Run ``function(rank, *arguments)`` on ``ranks`` processes joined by gloo; results by rank.
 
     ``function`` lives in an importable module (not in a test file's local scope). A failure on any
-    rank ends the others and raises AssertionError with that rank's traceback.
+    rank ends the others and raises AssertionError with that rank's traceback. killed: ranks that
+    kill themselves with SIGKILL; their result is None.
     """
     with tempfile.TemporaryDirectory() as folder:
         results: Any = _context.Queue()
         processes = [
             _context.Process(
-                target=_rank_main, args=(rank, ranks, folder, results, function, arguments)
+                target=_rank_main,
+                args=(rank, ranks, folder, results, function, arguments, not killed),
             )
             for rank in range(ranks)
         ]
@@ -34,21 +41,23 @@ def run_ranks(
             process.start()
         outcome: dict[int, Any] = {}
         try:
-            for _ in range(ranks):
+            for _ in range(ranks - len(killed)):
                 rank, error, value = results.get(timeout=timeout_seconds)
                 assert error is None, f"rank {rank} failed:\n{error}"
                 outcome[rank] = pickle.loads(value)
             for process in processes:
                 process.join(timeout=10)
+            for rank in killed:
+                assert processes[rank].exitcode == -signal.SIGKILL
         except queue.Empty:
-            missing = sorted(set(range(ranks)) - set(outcome))
+            missing = sorted(set(range(ranks)) - set(outcome) - killed)
             raise AssertionError(f"ranks {missing} did not finish in {timeout_seconds} s") from None
         finally:
             for process in processes:
                 if process.is_alive():
                     process.kill()
                 process.join()
-        return [outcome[rank] for rank in range(ranks)]
+        return [outcome.get(rank) for rank in range(ranks)]
 
 
 def _rank_main(
@@ -58,6 +67,7 @@ def _rank_main(
     results: Any,
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
+    all_survive: bool,
 ) -> None:
     import torch
     import torch.distributed as dist
@@ -72,7 +82,8 @@ def _rank_main(
             timeout=timedelta(seconds=60),
         )
         value = function(rank, *arguments)
-        dist.barrier()
+        if all_survive:
+            dist.barrier()
         # By value: a queue would send tensors as handles that die with this process.
         results.put((rank, None, pickle.dumps(value)))
         dist.destroy_process_group()

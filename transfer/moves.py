@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from foremoe.errors import ExhaustedError, InvalidInputError
 from foremoe.planner.problem import check_homes
-from foremoe.transfer.rounds import rounds
+from foremoe.transfer.schedule.rounds import rounds
 
 
 @dataclass(frozen=True, slots=True, order=True)

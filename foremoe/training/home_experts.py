@@ -4,45 +4,52 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+Parameters = Mapping[str, nn.Parameter | Sequence[nn.Parameter]]
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(slots=True, eq=False)
 class HomeExperts:
-    """Fused parameters of the experts that one rank owns in one layer.
+    """The parameters of the experts that one rank owns in one layer.
 
-    layer: global decoder layer id. parameters: name -> ``[E / P, ...]``, plain or DTensor whose
-    local part is that shape. experts: the global ids, ascending, of the rows.
-    gradient_scale: what the trainer multiplies gradients by before they reach ``.grad`` (FSDP
-    divides by the number of batches); applied to the replicas' gradients alike.
+    layer: global decoder layer id. parameters: name -> fused ``[E / P, ...]``, plain or DTensor
+    whose local part is that shape, or one parameter per expert. experts: the global ids of the
+    rows, ascending; they change when homes move. gradient_scale: what the trainer multiplies
+    gradients by before they reach ``.grad`` (FSDP divides by the number of batches); applied to the
+    replicas' gradients alike.
     """
 
     layer: int
-    parameters: Mapping[str, torch.nn.Parameter]
+    parameters: Parameters
     experts: tuple[int, ...]
     gradient_scale: float = 1.0
     _row: dict[int, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._row.update({expert: row for row, expert in enumerate(self.experts)})
+        self.hold(self.experts)
+
+    def hold(self, experts: Sequence[int]) -> None:
+        """From now on the rows are ``experts``, ascending."""
+        self.experts = tuple(experts)
+        self._row = {expert: row for row, expert in enumerate(self.experts)}
 
     def weights(self, expert: int) -> dict[str, Tensor]:
         """The expert's current weights, detached, by name."""
-        row = self._row[expert]
-        return {name: _local(p.detach())[row] for name, p in self.parameters.items()}
+        return self._weights_of(self._row[expert])
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of one expert's tensors."""
-        return {name: tuple(_local(p.detach()).shape[1:]) for name, p in self.parameters.items()}
+        return {name: tuple(tensor.shape) for name, tensor in self._weights_of(0).items()}
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(iter(self.parameters.values())).dtype
+        return next(iter(self._weights_of(0).values())).dtype
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.parameters.values())).device
+        return next(iter(self._weights_of(0).values())).device
 
     def add_gradients(self, expert: int, replicas: Sequence[Mapping[str, Tensor]]) -> None:
         """Add the replicas' weight gradients, in the order given, to the expert's ``.grad``.
@@ -50,16 +57,29 @@ class HomeExperts:
         They are summed in their own dtype, float32 at least, and rounded once.
         """
         row = self._row[expert]
-        for name, parameter in self.parameters.items():
+        for name, given in self.parameters.items():
+            parameter = given if isinstance(given, nn.Parameter) else given[row]
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            target = _local(parameter.grad)[row]
+            target = local_part(parameter.grad)
+            if parameter is given:
+                target = target[row]
             total = target.to(replicas[0][name].dtype)
             for gradients in replicas:
                 total.add_(gradients[name], alpha=self.gradient_scale)
             if total is not target:
                 target.copy_(total)
 
+    def _weights_of(self, row: int) -> dict[str, Tensor]:
+        return {
+            name: local_part(given)[row]
+            if isinstance(given, nn.Parameter)
+            else local_part(given[row])
+            for name, given in self.parameters.items()
+        }
 
-def _local(tensor: Tensor) -> Tensor:
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This rank's part, sharing its memory, outside of autograd."""
+    tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

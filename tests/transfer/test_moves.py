@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -25,6 +25,7 @@ def home_maps(draw: st.DrawFn) -> tuple[Homes, Homes, int]:
     return maps[0], maps[1], ranks
 
 
+@settings(deadline=None)
 @given(home_maps())
 def test_every_round_is_fair_and_the_last_one_reaches_the_goal(
     maps: tuple[Homes, Homes, int],
@@ -50,6 +51,7 @@ def test_every_round_is_fair_and_the_last_one_reaches_the_goal(
     assert len(dealt) == sum(busiest)
 
 
+@settings(deadline=None)
 @given(home_maps(), st.integers(10, 40))
 def test_batches_keep_the_order_and_fit_everywhere(
     maps: tuple[Homes, Homes, int], limit: int
