@@ -1,5 +1,6 @@
 """Reading npz archives of plain arrays, with one-line errors and without pickle."""
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -10,9 +11,12 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 
+# numpy parses the header of an array as Python: damage there is a matter of syntax.
 DAMAGED = (
     ValueError,
     EOFError,
+    SyntaxError,
+    tokenize.TokenError,
     NotImplementedError,
     RuntimeError,
     zipfile.BadZipFile,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError, UnavailableError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
+from foremoe.foresight.routing import Routing
 from foremoe.rpc.address import Address
 from foremoe.rpc.arrays import encode_array
 from foremoe.rpc.codes import local_error
@@ -83,22 +84,39 @@ class ForesightStream:
         *,
         histogram: NDArray[np.uint32] | None = None,
         expert_ids: NDArray[Any] | None = None,
+        routing: Routing | None = None,
     ) -> None:
-        """Send one sequence, or more tokens of it: exactly one of the two arrays.
+        """Send one sequence, or more tokens of it: exactly one of the three.
 
         histogram: uint32 ``[L, E]``, (token, expert) pairs, the same sum in every layer.
         expert_ids: uint8, uint16 or int32 ``[tokens, L, top_k]``.
+        routing: as a decoder of ``foremoe.foresight`` gives it; the header's layers of the rows
+            that count are sent.
 
-        Raises InvalidInputError when the array does not fit the header; the stream can go on
-        without it. Raises what the daemon answered when it has refused the upload.
+        Raises InvalidInputError when it does not fit the header, or one of the header's layers was
+        not captured; the stream can go on without it. Raises what the daemon answered when it has
+        refused the upload.
         """
         check_name(sequence_id, "sequence_id")
-        if (histogram is None) == (expert_ids is None):
-            raise InvalidInputError("give either histogram or expert_ids")
+        if sum(given is not None for given in (histogram, expert_ids, routing)) != 1:
+            raise InvalidInputError("give one of histogram, expert_ids and routing")
+        if routing is not None:
+            expert_ids = self._captured_ids(routing)
         if expert_ids is not None:
             self._add_ids(sequence_id, expert_ids)
         elif histogram is not None:
             self._add_histogram(sequence_id, histogram)
+
+    def _captured_ids(self, routing: Routing) -> NDArray[Any]:
+        """Ids of the rows that count, in the header's layers."""
+        if routing.num_experts != self._header.num_experts:
+            raise InvalidInputError(
+                f"routing of sequence {routing.sequence!r}: is of a model with "
+                f"{routing.num_experts} experts, the header says {self._header.num_experts}"
+            )
+        captured = routing.select(self._header.layers)
+        captured.check_captured()
+        return captured.present_ids()
 
     def _add_ids(self, sequence_id: str, ids: NDArray[Any]) -> None:
         header = self._header

@@ -19,6 +19,7 @@ from foremoe.planner.kernel import kernel
 RAW_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int8", "int16", "int32"))
 # With top_k 1 a zero may be a choice; so many in a row in one layer are taken for a fault.
 _TOP_1_ROWS = 32
+_MOST_TOKENS = 2**24  # of one sequence, as the daemon takes them
 
 
 def inspect(
@@ -50,8 +51,8 @@ def inspect(
         raise InvalidInputError(
             f"{where}: has {ids.shape[2]} experts per token, but the model's top_k is {model.top_k}"
         )
-    if start < 0:
-        raise InvalidInputError(f"{where}: start must not be negative, got {start}")
+    if not 0 <= start <= _MOST_TOKENS:
+        raise InvalidInputError(f"{where}: start must lie in [0, {_MOST_TOKENS}], got {start}")
     if rows is not None and rows.shape != ids.shape[:1]:
         raise InvalidInputError(f"{where}: has {len(ids)} rows, its mask {list(rows.shape)}")
     positions = model.positions(ids.shape[1], where)

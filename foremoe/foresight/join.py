@@ -10,6 +10,8 @@ from foremoe.foresight.inspection import inspect
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.routing import Fault, FaultKind, Routing, Row
 
+_UNSEEN = 255  # no Row
+
 
 def join(pieces: Sequence[Routing]) -> Routing:
     """The whole sequence, rows from token 0 to the last piece's end.
@@ -23,21 +25,21 @@ def join(pieces: Sequence[Routing]) -> Routing:
     """
     if not pieces:
         raise InvalidInputError("pieces: there is none to join")
-    first, last = pieces[0], pieces[-1]
+    first = pieces[0]
     if len(pieces) == 1 and first.start == 0:
         return first
     _check_alike(pieces)
-    end = last.start + len(last.ids)
-    shape = (end, *first.ids.shape[1:])
-    ids = np.zeros(shape, np.result_type(*(piece.ids for piece in pieces)))
-    rows = np.full(end, Row.MISSING, np.uint8)
-    covered = gap = 0
+    longest = max(piece.start + len(piece.ids) for piece in pieces)
+    dtype = np.result_type(*(piece.ids for piece in pieces))
+    ids = np.zeros((longest, *first.ids.shape[1:]), dtype)
+    rows = np.full(longest, _UNSEEN, np.uint8)
     for piece in pieces:
-        gap += max(piece.start - covered, 0)
-        covered = piece.start + len(piece.ids)
-        rows[piece.start :] = Row.MISSING
-        ids[piece.start : covered] = piece.ids[: end - piece.start]
-        rows[piece.start : covered] = piece.rows[: end - piece.start]
+        end = piece.start + len(piece.ids)
+        rows[piece.start :] = _UNSEEN
+        ids[piece.start : end], rows[piece.start : end] = piece.ids, piece.rows
+    ids, rows = ids[:end], rows[:end]
+    gap = int(np.count_nonzero(rows == _UNSEEN))
+    rows[rows == _UNSEEN] = Row.MISSING
     versions = dict.fromkeys(version for piece in pieces for version in piece.weight_versions)
     model = MoeModel(first.num_experts, first.top_k, first.layers[-1] + 1, first.layers)
     whole = inspect(first.sequence, ids, model, rows=rows, weight_versions=tuple(versions))

@@ -10,6 +10,7 @@ Source: nemo_rl/utils/routed_experts_codec.py, nemo_rl/models/generation/vllm/ut
 (``R3_MISSING_ROUTE_SENTINEL``) and nemo_rl/models/megatron/router_replay.py of NVIDIA-NeMo/RL.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def _array(payload: Any, field: str) -> NDArray[Any]:
         raise InvalidInputError(
             f"{field}: expected {_MAGIC}:<dtype>:<S>x<L>x<K>:<base64>, got {payload[:32]!r}..."
         )
-    shape = [int(size) if size.isdecimal() else -1 for size in parts[2].split("x")]
+    shape = [int(size) if re.fullmatch("[0-9]{1,9}", size) else -1 for size in parts[2].split("x")]
     return raw_array(decode_base64(parts[3], field), parts[1], shape, field, _DTYPES)
 
 

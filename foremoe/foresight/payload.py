@@ -4,6 +4,7 @@ import base64
 import binascii
 import io
 import math
+import tokenize
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 
-_NPY_FAULTS = (ValueError, EOFError, OSError)
+# What numpy raises over a damaged .npy; the header is parsed as Python.
+_NPY_FAULTS = (ValueError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError)
 
 
 def decode_base64(text: Any, field: str) -> bytes:

@@ -94,10 +94,14 @@ class Routing:
         Raises InvalidInputError, naming sequence and layer, when a layer was not captured: its
         zeros are no choice of expert 0. ``select`` the other layers to go on without it.
         """
+        self.check_captured()
+        return expert_histogram(self.ids, self.num_experts, self.rows)
+
+    def check_captured(self) -> None:
+        """Raises InvalidInputError, naming sequence and layer, when a layer was not captured."""
         for fault in self.faults:
             if fault.kind in (FaultKind.LAYER_NOT_CAPTURED, FaultKind.NOTHING_CAPTURED):
                 raise InvalidInputError(f"{fault}; leave it out, or mend the capture")
-        return expert_histogram(self.ids, self.num_experts, self.rows)
 
     def select(self, layers: Sequence[int]) -> "Routing":
         """The same routing with only ``layers``.

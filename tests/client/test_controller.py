@@ -19,7 +19,9 @@ from foremoe.errors import (
     UnavailableError,
     UnknownError,
 )
+from foremoe.foresight import verl
 from foremoe.foresight.histogram import expert_histogram
+from foremoe.foresight.model import MoeModel
 from foremoe.vocabulary import Stage
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually
@@ -59,6 +61,27 @@ def test_ids_and_histograms_are_the_same_foresight(daemon: DaemonProcess) -> Non
             stream.add("a", histogram=expert_histogram(ids, EXPERTS))
             stream.add("b", expert_ids=ids[:1].astype(np.int32))
         assert (stream.sequences_added, stream.sequences_known) == (1, 1)
+
+
+def test_decoded_routing_is_the_same_foresight(daemon: DaemonProcess) -> None:
+    """Of an axis with all layers, padding and all, what counts is what the ids alone say."""
+    model = MoeModel(EXPERTS, TOP_K, 7, (1, 2, 4, 5))
+    captured = np.zeros((12, 7, TOP_K), np.int16)
+    captured[2:11, [1, 2, 5]] = routing(9)
+    captured[2:11, 4] = routing(9)[:, 0]
+    mask = np.array([0] * 2 + [1] * 10)  # two rows of padding, and the last token
+    with ControllerClient(daemon.address) as client:
+        with client.foresight_stream(9, LAYERS, EXPERTS, TOP_K) as stream:
+            stream.add("a", routing=verl.decode("a", captured, mask, model))
+        with client.foresight_stream(9, LAYERS, EXPERTS, TOP_K) as stream:
+            stream.add("a", expert_ids=routing(9))
+            captured[:, 5] = 0
+            with pytest.raises(InvalidInputError, match=r"'b', layer 5: layer not captured"):
+                stream.add("b", routing=verl.decode("b", captured, mask, model))
+            other = MoeModel(2 * EXPERTS, TOP_K, 7, model.layers)
+            with pytest.raises(InvalidInputError, match="32 experts, the header says 16"):
+                stream.add("c", routing=verl.decode("c", captured, mask, other))
+        assert (stream.sequences_added, stream.sequences_known) == (0, 1)
 
 
 def test_long_sequence_sent_as_ids_arrives_in_pieces(daemon: DaemonProcess) -> None:
@@ -103,7 +126,7 @@ def test_exception_in_the_block_aborts_the_upload(daemon: DaemonProcess) -> None
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({}, "either histogram or expert_ids"),
+        ({}, "one of histogram, expert_ids and routing"),
         ({"expert_ids": routing(2).astype(np.int64)}, "int64"),
         ({"expert_ids": routing(2)[:, :2]}, r"\[2, 2, 4\]"),
         ({"expert_ids": routing(0)}, "at least 1 token"),

@@ -1,7 +1,9 @@
 """vLLM's and SGLang's responses, encoded here as the engines encode them."""
 
 import base64
+import contextlib
 import io
+import warnings
 from typing import Any
 
 import numpy as np
@@ -128,3 +130,14 @@ def test_a_pickled_npy_is_never_loaded() -> None:
     text = base64.b64encode(buffer.getvalue()).decode()
     with pytest.raises(InvalidInputError, match=r"is no \.npy of a plain array"):
         vllm.decode("a", text, MODEL)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_changed_npy_is_routing_or_refused(data: st.DataObject) -> None:
+    content = bytearray(base64.b64decode(vllm_text(vllm_array(routes(2)))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(InvalidInputError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy warns of headers it still reads
+        vllm.decode("a", base64.b64encode(content).decode(), MODEL)

@@ -117,7 +117,7 @@ def test_with_top_1_zero_is_a_choice_until_a_layer_has_no_other() -> None:
         (np.zeros((5, 3, 4), np.int64), {}, "int64"),
         (np.zeros((5, 3, 2), np.uint8), {}, "2 experts per token, but the model's top_k is 4"),
         (np.zeros((5, 2, 4), np.uint8), {}, "2 entries, but the model has 4 decoder layers, 3 of"),
-        (routes(5), {"start": -1}, "start must not be negative"),
+        (routes(5), {"start": -1}, "start must lie in"),
         (routes(5), {"rows": np.zeros(4, np.uint8)}, r"5 rows, its mask \[4\]"),
         (routes(5) + 15, {}, r"row 0, layer 1 has expert \d+, but the model has 16 experts"),
     ],

@@ -1,6 +1,7 @@
 """What RL trainers carry, encoded here as each of them pads and packs it."""
 
 import base64
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -169,7 +170,7 @@ def test_round_trips(model: MoeModel, tokens: int, data: st.DataObject) -> None:
         (lambda: skyrl.decode("a", wire(routes(2).astype("u2")), MODEL), "got 'uint16'"),
         (
             lambda: prime_rl.decode("a", wire(routes(2), start=-1), MODEL),
-            "start must not be negative",
+            "start must lie in",
         ),
         (lambda: prime_rl.decode("a", wire(routes(2), start="x"), MODEL), "start: expected an int"),
         (lambda: slime.decode("a", routes(4), MODEL, tokens=9), "at least 8 rows for 9 tokens"),
@@ -185,3 +186,35 @@ def test_bad_payloads_are_refused(decode: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message) as error:
         decode()
     assert "\n" not in str(error.value)
+
+
+_JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text("nrle1:intx0149AQ=", max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["data", "dtype", "shape", "start", "a"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(_JSON)
+def test_any_json_is_routing_or_refused(payload: Any) -> None:
+    for carrier in (nemo_rl, skyrl, prime_rl):
+        with contextlib.suppress(InvalidInputError):
+            carrier.decode("a", payload, MODEL)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_changed_envelope_is_routing_or_refused(data: st.DataObject) -> None:
+    text = nemo_text(routes(2).astype(np.int16))
+    place = data.draw(st.integers(0, len(text)))
+    changed = text[:place] + data.draw(st.text(max_size=3)) + text[place + 1 :]
+    with contextlib.suppress(InvalidInputError):
+        nemo_rl.decode("a", changed, MODEL)
