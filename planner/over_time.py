@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from foremoe.planner.bound import lower_bound
 from foremoe.planner.goal import goal_tokens
-from foremoe.planner.plan import Plan
+from foremoe.planner.micro_step import choose
+from foremoe.planner.plan import Plan, placed_tokens
 from foremoe.planner.problem import StageProblem
-from foremoe.planner.replicas import choose_replicas
 from foremoe.planner.residents import advance
 from foremoe.planner.split import split_by_source
 
@@ -60,12 +60,12 @@ class _Slots:
         layers = np.arange(len(self.slot))
         if self.loaded == self.start:  # wanted at once: look no further yet
             self._load(micro_step)
-            self._plan_alone(layers, row)
+            self._plan_alone(layers, micro_step)
         else:
             while self.loaded < min(micro_step + self.rows, self.end):
                 self._load(self.loaded)
             self._advance(layers, row, min(self.rows, self.end - micro_step) - 1)
-            self._plan_alone(np.flatnonzero(self.excess[:, row] > 0), row)
+            self._plan_alone(np.flatnonzero(self.excess[:, row] > 0), micro_step)
         quota = np.ascontiguousarray(self.served[:, row])
         return Plan(
             home=problem.home,
@@ -110,22 +110,22 @@ class _Slots:
             ahead,
         )
 
-    def _plan_alone(self, layers: NDArray[np.int64], row: int) -> None:
+    def _plan_alone(self, layers: NDArray[np.int64], micro_step: int) -> None:
         """Plan some layers of a micro-step as if nothing were resident, where that is better."""
+        row = micro_step % self.rows
         if not layers.size:
             return
         home, weight = self.problem.home[layers], self.weight[layers, row]
-        ranks, places = self.slot.shape[1:]
-        wanted, quota = choose_replicas(
-            weight,
+        wanted, quota = choose(
+            self.problem.load[micro_step][layers],
             home,
             self.bound[layers, row],
             self.threshold[layers, row],
-            ranks,
-            self.problem.topology.ranks_per_node,
-            places,
+            self.problem.topology,
+            self.problem.spare_slots,
+            keep_near=micro_step == self.start,  # later on, it would cost residents
         )
-        tokens = _rank_tokens(weight, home, wanted, quota)
+        tokens = placed_tokens(weight, home, wanted, quota)
         first = self.excess[layers, row] < 0
         better = first | (tokens.max(axis=1) < self.tokens[layers, row].max(axis=1))
         for index in np.flatnonzero(better):
@@ -134,22 +134,6 @@ class _Slots:
             self.threshold[layer, row] = max(self.threshold[layer, row], tokens[index].max())
             self.excess[layer] = -1
         self._advance(layers[better], row, 0)
-
-
-def _rank_tokens(
-    weight: NDArray[np.int64],
-    home: NDArray[np.int32],
-    placed: NDArray[np.int32],
-    quota: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Pairs each rank computes, ``[L, P]``: of ``weight, home [L, E], placed, quota [L, P, R]``."""
-    tokens: NDArray[np.int64] = quota.sum(axis=2)
-    rows = np.arange(len(home))[:, None]
-    np.add.at(tokens, (rows, home), weight)
-    layer, rank, place = np.nonzero(placed >= 0)
-    owner = home[layer, placed[layer, rank, place]]
-    np.subtract.at(tokens, (layer, owner), quota[layer, rank, place])
-    return tokens
 
 
 def _merged(held: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int32]:

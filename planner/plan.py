@@ -28,13 +28,8 @@ class Plan:
 
     def rank_tokens(self) -> NDArray[np.int64]:
         """Pairs each rank computes: int64 ``[L, P]``."""
-        tokens = home_tokens(self.load, self.home)
-        layer, rank, slot = np.nonzero(self.replica_expert >= 0)
-        served = self.replica_tokens.sum(axis=1)[layer, rank, slot]
-        np.add.at(tokens, (layer, rank), served)
-        owner = self.home[layer, self.replica_expert[layer, rank, slot]]
-        np.subtract.at(tokens, (layer, owner), served)
-        return tokens
+        quota = self.replica_tokens.sum(axis=1)
+        return placed_tokens(self.load.sum(axis=1), self.home, self.replica_expert, quota)
 
     def replicas(self) -> int:
         """Spare slots in use, over all layers and ranks."""
@@ -47,6 +42,24 @@ def home_tokens(load: NDArray[np.int64], home: NDArray[np.int32]) -> NDArray[np.
     expert_tokens = load.sum(axis=1)
     tokens = np.zeros((layers, ranks), np.int64)
     np.add.at(tokens, (np.arange(layers)[:, None], home), expert_tokens)
+    return tokens
+
+
+def placed_tokens(
+    expert_tokens: NDArray[np.int64],
+    home: NDArray[np.int32],
+    replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Pairs each rank computes, ``[L, P]``.
+
+    Of ``expert_tokens, home [L, E]`` and ``replica_expert, quota [L, P, R]``.
+    """
+    tokens: NDArray[np.int64] = quota.sum(axis=2)
+    np.add.at(tokens, (np.arange(len(home))[:, None], home), expert_tokens)
+    layer, rank, slot = np.nonzero(replica_expert >= 0)
+    owner = home[layer, replica_expert[layer, rank, slot]]
+    np.subtract.at(tokens, (layer, owner), quota[layer, rank, slot])
     return tokens
 
 

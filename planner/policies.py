@@ -6,13 +6,11 @@ import numpy as np
 
 from foremoe.planner import baselines
 from foremoe.planner.bound import lower_bound
-from foremoe.planner.goal import goal_tokens
 from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.micro_step import plan_micro_step
 from foremoe.planner.over_time import resident
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem, Topology
-from foremoe.planner.replicas import choose_replicas
-from foremoe.planner.split import split_by_source
 
 Policy = Callable[[StageProblem], Iterator[Plan]]
 
@@ -33,29 +31,8 @@ def no_replicas(problem: StageProblem) -> Iterator[Plan]:
 
 def foremoe(problem: StageProblem) -> Iterator[Plan]:
     """Replicas, quotas and split of each micro-step on its own."""
-    ranks_per_node = problem.topology.ranks_per_node
-    ranks, slots = problem.topology.ranks, problem.spare_slots
     for load in problem.load:
-        expert_tokens = load.sum(axis=1)
-        bound = lower_bound(expert_tokens, problem.home, ranks, slots)
-        replica_expert, quota = choose_replicas(
-            expert_tokens,
-            problem.home,
-            bound,
-            goal_tokens(expert_tokens, ranks, problem.target),
-            ranks,
-            ranks_per_node,
-            slots,
-        )
-        yield Plan(
-            home=problem.home,
-            load=load,
-            replica_expert=replica_expert,
-            replica_tokens=split_by_source(
-                load, problem.home, replica_expert, quota, ranks_per_node
-            ),
-            bound=bound,
-        )
+        yield plan_micro_step(problem, load, problem.target)
 
 
 POLICIES: dict[str, Policy] = {

@@ -4,18 +4,13 @@ Everything here is dicts, lists and integers; nothing is compiled and nothing is
 kernels, yet every plan equals theirs byte for byte. Start at ``plan_layer``.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import floor
 
-import numpy as np
+from foremoe.planner.problem import Topology
 
-from foremoe.planner.plan import Plan
-from foremoe.planner.problem import StageProblem, Topology
-
-# As in foremoe.planner.replicas: quarters of the slack a match may waste, node by node.
-RULES = [(2, True), (2, False), (4, False), (0, False)]
-JUDGE = (0, False)
+RULES = (2, 4, 0)  # quarters of the slack a match may waste, as in foremoe.planner.replicas
+JUDGE = 0
 
 
 @dataclass
@@ -47,20 +42,30 @@ class Draft:
         free = len(self.replicas[rank]) < self.spare_slots
         return max(threshold - self.tokens[rank], 0) if free else 0
 
-    def near(self, one: int, other: int) -> bool:
-        return self.topology.node_of(one) == self.topology.node_of(other)
-
-    def give(self, donor: int, receiver: int, piece: int) -> None:
-        expert = self.largest(donor)
-        self.replicas[receiver].append((expert, piece))
+    def give(self, expert: int, receiver: int, piece: int) -> None:
+        held = dict(self.replicas[receiver])
+        held[expert] = held.get(expert, 0) + piece
+        self.replicas[receiver] = list(held.items())
         self.left[expert] -= piece
         self.tokens[receiver] += piece
-        self.tokens[donor] -= piece
+        self.tokens[self.home[expert]] -= piece
 
-    def cost(self) -> int:
-        """Replicas, where one outside its home's node counts as four."""
-        placed = [(rank, e) for rank, held in enumerate(self.replicas) for e, _ in held]
-        return sum(1 if self.near(rank, self.home[e]) else 4 for rank, e in placed)
+    def count(self) -> int:
+        return sum(len(held) for held in self.replicas)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What the choice between donors looks at when there are several nodes."""
+
+    topology: Topology
+    origin: list[list[int]]  # by node and expert, pairs that originate there
+    worth: int
+
+    @property
+    def groups(self) -> list[range]:
+        width = self.topology.ranks_per_node
+        return [range(start, start + width) for start in range(0, self.topology.ranks, width)]
 
 
 def plan_layer(
@@ -71,20 +76,23 @@ def plan_layer(
     bound: int,
     goal: int,
 ) -> list[list[tuple[int, int]]]:
-    """Replicas of one layer: for each rank, (expert, quota) in slot order; ``goal`` 0 for none."""
+    """Replicas of one layer, all ranks alike: for each rank, (expert, quota) in slot order.
+
+    ``goal`` is 0 for none.
+    """
 
     def blank() -> Draft:
         return Draft(weight, home, topology, spare_slots)
 
-    def cheapest(threshold: int, best: Draft | None) -> Draft | None:
-        for quarters, by_node in RULES:
-            if by_node and topology.nodes == 1:
-                continue
+    def fewest(threshold: int) -> Draft | None:
+        best = None
+        for quarters in RULES:
             if quarters == 0 and best:
                 continue
             draft = blank()
-            reached = attempt(draft, threshold, quarters, by_node)
-            if reached and (best is None or draft.cost() < best.cost()):
+            if attempt(draft, threshold, quarters) and (
+                best is None or draft.count() < best.count()
+            ):
                 best = draft
         return best
 
@@ -95,83 +103,62 @@ def plan_layer(
 
     # With a goal: any rule that reaches it will do.
     if goal:
-        reached_goal = cheapest(max(bound, goal), None)
+        reached_goal = fewest(max(bound, goal))
         if reached_goal:
             return reached_goal.replicas
 
     # Otherwise bisect for the lowest threshold, starting at the lower bound, by pulls alone.
-    best = None
     low, high = max(bound, goal + 1), max(without.tokens)
     threshold = low
     while low < high:
         draft = blank()
-        reached = attempt(draft, threshold, *JUDGE)
-        if max(draft.tokens) < high:
-            best, high = draft, max(draft.tokens)
+        reached = attempt(draft, threshold, JUDGE)
+        high = min(high, max(draft.tokens))
         if not reached:
             low = threshold + 1
         threshold = (low + high) // 2
 
-    # At that threshold take the cheapest draft.
-    if best is None:
+    # At that threshold take the draft with the fewest replicas.
+    if high == max(without.tokens):
         return without.replicas
-    best = cheapest(high, best)
+    best = fewest(high)
     assert best is not None
     return best.replicas
 
 
-def attempt(draft: Draft, threshold: int, quarters: int, by_node: bool) -> bool:
+def attempt(draft: Draft, threshold: int, quarters: int, nodes: Nodes | None = None) -> bool:
     """Move pieces until no rank is above the threshold; False if that is impossible."""
-    width = draft.topology.ranks_per_node
-    nodes = [range(start, start + width) for start in range(0, draft.topology.ranks, width)]
-    if by_node:
-        _level_nodes(draft, threshold, nodes)
-        for ranks in nodes:
-            _level_ranks(draft, threshold, quarters, ranks)
-    return _level_ranks(draft, threshold, quarters, range(draft.topology.ranks))
+    if nodes and quarters:
+        for ranks in nodes.groups:
+            _level_ranks(draft, threshold, quarters, ranks, nodes)
+    return _level_ranks(draft, threshold, quarters, range(draft.topology.ranks), nodes)
 
 
-def _level_nodes(draft: Draft, threshold: int, nodes: list[range]) -> None:
-    """Move pieces across nodes until each could be at the threshold within, or nothing can move."""
-
-    def tokens(node: range) -> int:
-        return sum(draft.tokens[rank] for rank in node)
-
-    ranks, width = draft.topology.ranks, draft.topology.ranks_per_node
-    slack = threshold * ranks - sum(draft.tokens)
-    node_threshold = threshold * width - slack * width // (2 * ranks)
-    while True:
-        open_nodes = [node for node in nodes if any(draft.room(r, threshold) for r in node)]
-        if not open_nodes:
-            return
-        fullest, emptiest = max(nodes, key=tokens), min(open_nodes, key=tokens)
-        wanted = min(tokens(fullest) - node_threshold, node_threshold - tokens(emptiest))
-        if wanted <= 0 or tokens(fullest) <= threshold * width:
-            return
-        offer = {rank: min(wanted, draft.left[draft.largest(rank)]) for rank in fullest}
-        donor = max(fullest, key=lambda rank: (offer[rank], draft.tokens[rank], -rank))
-        piece = offer[donor]
-        # The tightest room that is enough, else the largest.
-        room = {rank: draft.room(rank, threshold) for rank in emptiest}
-        enough = [rank for rank in emptiest if room[rank] >= piece]
-        if enough:
-            receiver = min(enough, key=lambda rank: (room[rank], rank))
-        else:
-            receiver = max(emptiest, key=lambda rank: (room[rank], -rank))
-        draft.give(donor, receiver, min(piece, room[receiver]))
-
-
-def _level_ranks(draft: Draft, threshold: int, quarters: int, ranks: range) -> bool:
+def _level_ranks(
+    draft: Draft, threshold: int, quarters: int, ranks: range, nodes: Nodes | None
+) -> bool:
     """Match and pull among some ranks until none is above the threshold; False if impossible."""
+    whole = len(ranks) == draft.topology.ranks
     while any(draft.tokens[rank] > threshold for rank in ranks):
         need = {r: draft.tokens[r] - threshold for r in ranks if draft.tokens[r] > threshold}
         room = {r: draft.room(r, threshold) for r in ranks if draft.room(r, threshold)}
         slack = sum(room.values()) - sum(need.values())
-        if slack < 0:
+        if not room or (slack < 0 and whole):
             return False
         may_match = quarters > 0 and slack >= len(ranks)
-        if not (may_match and _match(draft, need, room, slack * quarters // 4)):
-            _pull(draft, need, room)
+        if may_match and _match(draft, need, room, slack * quarters // 4):
+            continue
+        if not whole:  # a last slot waits for a piece that fills its rank
+            largest = max(draft.left[draft.largest(rank)] for rank in need)
+            last = draft.spare_slots - 1
+            room = {
+                r: space
+                for r, space in room.items()
+                if space <= largest or len(draft.replicas[r]) < last
+            }
+            if not room:
+                return False
+        _pull(draft, threshold, need, room, nodes)
     return True
 
 
@@ -187,16 +174,29 @@ def _match(draft: Draft, need: dict[int, int], room: dict[int, int], most_waste:
     if not pairs:
         return False
     _, donor, receiver = min(pairs)
-    draft.give(donor, receiver, need[donor])
+    draft.give(draft.largest(donor), receiver, need[donor])
     return True
 
 
-def _pull(draft: Draft, need: dict[int, int], room: dict[int, int]) -> None:
-    """The emptiest receiver takes the largest piece, between equals from the fullest."""
+def _pull(
+    draft: Draft, threshold: int, need: dict[int, int], room: dict[int, int], nodes: Nodes | None
+) -> None:
+    """The emptiest receiver takes the largest piece; between equals the one of most value."""
     receiver = max(room, key=lambda rank: (room[rank], -rank))
     piece = {rank: min(room[receiver], draft.left[draft.largest(rank)]) for rank in need}
-    donor = max(need, key=lambda rank: (piece[rank], need[rank], -rank))
-    draft.give(donor, receiver, piece[donor])
+
+    def value(donor: int) -> int:
+        if nodes is None:
+            return 0
+        node = nodes.topology.node_of(receiver)
+        if nodes.topology.node_of(donor) != node:
+            return min(piece[donor], nodes.origin[node][draft.largest(donor)])
+        mates = nodes.groups[node]
+        short = threshold * len(mates) - sum(draft.tokens[rank] for rank in mates)
+        return 0 if 2 * short >= room[receiver] else nodes.worth
+
+    donor = max(need, key=lambda rank: (piece[rank], value(rank), need[rank], -rank))
+    draft.give(draft.largest(donor), receiver, piece[donor])
 
 
 def lower_bound(
@@ -302,30 +302,6 @@ def exchange_homes(
             return home
         one, two = best
         home[one], home[two] = home[two], home[one]
-
-
-def plan_stage(problem: StageProblem) -> Iterator[Plan]:
-    """The policy ``foremoe`` without kernels; for comparison, orders of magnitude slower."""
-    micro_steps, layers, ranks, experts = problem.load.shape
-    topology, slots = problem.topology, problem.spare_slots
-    for m in range(micro_steps):
-        replica_expert = np.full((layers, ranks, slots), -1, np.int32)
-        replica_tokens = np.zeros((layers, ranks, ranks, slots), np.int64)
-        bounds = np.zeros(layers, np.int64)
-        for layer in range(layers):
-            load = [[int(n) for n in row] for row in problem.load[m, layer]]
-            weight = {e: sum(row[e] for row in load) for e in range(experts)}
-            home = {e: int(rank) for e, rank in enumerate(problem.home[layer])}
-            bound = lower_bound(weight, home, topology, slots)
-            goal = goal_tokens(sum(weight.values()), ranks, problem.target)
-            replicas = plan_layer(weight, home, topology, slots, bound, goal)
-            bounds[layer] = bound
-            for rank, held in enumerate(replicas):
-                for slot, (expert, _) in enumerate(held):
-                    replica_expert[layer, rank, slot] = expert
-            for place, count in split_layer(load, home, replicas, topology).items():
-                replica_tokens[(layer, *place)] = count
-        yield Plan(problem.home, problem.load[m], replica_expert, replica_tokens, bounds)
 
 
 def goal_tokens(total: int, ranks: int, target: float | None) -> int:

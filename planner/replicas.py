@@ -16,20 +16,23 @@ receiver never rises above T. Each move is the first of these that is possible:
   pieces from the fullest. The donor may drop below T and become a receiver: no room is wasted.
   This is the pairing of the alias method (Walker 1977, Vose 1991) under a limit of R slots.
 
-All ties go to the lowest rank and the lowest expert, so a plan is a function of its input.
+All ties go to the lowest rank and the lowest expert, so a plan is a function of its input. A rule
+says how large a share of the slack a match may waste; none at all means only pulls.
 
-A rule says how large a share of the slack a match may waste (none at all: only pulls) and whether
-it drafts node by node. If so, moves across nodes come first and only as many as the nodes' loads
-need: as long as the ranks of a node have more than T each, its largest piece goes to the node with
-the fewest pairs. That brings a node half of its share of the slack below T for each rank, so that
-there is slack within the node too. Then every node is drafted within itself, and what that leaves
-is drafted over all ranks.
+``choose_replicas`` looks at all ranks alike. Without a goal it bisects the threshold between the
+lower bound and the load without replicas, with pulls alone as the judge: they reach the lowest
+thresholds. With a goal, the goal is the threshold as long as any rule reaches it. At the threshold
+found, every rule drafts once (pulls alone only if nothing else got there) and the draft with the
+fewest replicas wins, the earlier one between equals.
 
-Without a goal the threshold is bisected between the lower bound and the load without replicas,
-with pulls alone as the judge: they reach the lowest thresholds. With a goal, the goal is the
-threshold as long as any rule reaches it. At the threshold found, every rule drafts once (pulls
-alone only if nothing else got there) and the cheapest draft wins, the earlier one between equals.
-A replica outside its home's node costs as much as four within: it crosses the slower network.
+``inside_nodes`` brings every rank to a threshold on several nodes, starting from the replicas that
+cross them (``foremoe.planner.between_nodes``). Rules with matches draft every node within itself,
+and what that leaves over all ranks; a last slot that no piece of its node can fill waits for the
+latter. Pulls alone start from nothing and go over all ranks at once; between donors with equal
+pieces they take the one of the highest value: in another node the pairs that originate in the
+receiver's node, in the own node what pays for a copy across nodes, or nothing if the node still has
+to take in half of the receiver's room or more. The draft that costs least wins: each replica a
+quarter of what pays for a copy across nodes, in another node all of it less the pairs kept near.
 """
 
 from typing import NamedTuple
@@ -39,21 +42,21 @@ from numpy.typing import NDArray
 
 from foremoe.planner.kernel import kernel, part
 
-OUTSIDE_COST = 4
-# (share of the slack a match may waste, in quarters; node by node), in the order of trial.
-# Values of numpy, not int and bool: numba would compile a kernel for each of those apart.
-RULES = np.array([[2, 1], [2, 0], [4, 0], [0, 0]])
-JUDGE = RULES[-1]
+RULES = (2, 4, 0)  # share of the slack a match may waste, in quarters, in the order of trial
+JUDGE = 0
 
 
 class Layer(NamedTuple):
     """What a draft is made from: one layer's loads and homes."""
 
     weight: NDArray[np.int64]  # [E] pairs per expert
-    home: NDArray[np.int32]  # [E]
     local: NDArray[np.int32]  # [P, E / P] experts at home on each rank, ascending
     home_load: NDArray[np.int64]  # [P] pairs per rank without replicas
-    node: NDArray[np.int64]  # [P]
+    home: NDArray[np.int32]  # [E]
+    given_expert: NDArray[np.int32]  # [P, R] replicas that every draft starts from, -1 for none
+    given_quota: NDArray[np.int64]  # [P, R]
+    origin: NDArray[np.int64]  # [N, E] pairs that originate in each node
+    worth: int  # pairs kept in their node that pay for a copy across nodes
     ranks_per_node: int
 
 
@@ -77,10 +80,9 @@ def choose_replicas(
     bound: NDArray[np.int64],
     goal: NDArray[np.int64],
     ranks: int,
-    ranks_per_node: int,
     spare_slots: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Replicas and quotas for every layer of one micro-step.
+    """Replicas and quotas for every layer of one micro-step, all ranks alike.
 
     expert_tokens: int64 ``[L, E]``. home: int32 ``[L, E]``, E / P experts per rank.
     bound: int64 ``[L]``, where the search for a threshold starts.
@@ -95,30 +97,77 @@ def choose_replicas(
         return replica_expert, quota
     draft = _blank(ranks, experts, spare_slots)
     best = _blank(ranks, experts, spare_slots)
+    origin = np.zeros((1, experts), np.int64)  # all ranks alike: one node
     for index in range(layers):
-        layer = _layer(expert_tokens[index], home[index], ranks, ranks_per_node)
+        layer = _layer(
+            expert_tokens[index], home[index], replica_expert[index], quota[index], origin, 0
+        )
         _plan_layer(layer, draft, best, bound[index], goal[index])
-        for rank in range(ranks):
-            for slot in range(best.used[rank]):
-                replica_expert[index, rank, slot] = best.expert[rank, slot]
-                quota[index, rank, slot] = best.quota[rank, slot]
+        _write(best, replica_expert[index], quota[index])
     return replica_expert, quota
+
+
+@kernel
+def inside_nodes(
+    origin: NDArray[np.int64],
+    expert_tokens: NDArray[np.int64],
+    home: NDArray[np.int32],
+    threshold: NDArray[np.int64],
+    worth: NDArray[np.int64],
+    replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    """Add replicas to those that cross nodes, to bring every rank to ``threshold [L]``.
+
+    origin: int64 ``[L, N, E]``, pairs that originate in each node; ``worth [L]`` of them pay for a
+    copy across nodes. expert_tokens, home: as for ``choose_replicas``.
+    replica_expert, quota: ``[L, P, R]``, what is there already; replaced by the result.
+    Returns bool ``[L]``: whether the threshold was reached. Where it was not, nothing changes.
+    """
+    layers, ranks, spare_slots = replica_expert.shape
+    reached = np.zeros(layers, np.bool_)
+    if spare_slots == 0:
+        return reached
+    draft = _blank(ranks, home.shape[1], spare_slots)
+    best = _blank(ranks, home.shape[1], spare_slots)
+    empty = np.full((ranks, spare_slots), -1, np.int32)
+    for index in range(layers):
+        reached[index] = _cheapest(
+            _layer(
+                expert_tokens[index],
+                home[index],
+                replica_expert[index],
+                quota[index],
+                origin[index],
+                worth[index],
+            ),
+            empty,
+            draft,
+            best,
+            threshold[index],
+        )
+        if reached[index]:
+            replica_expert[index] = -1
+            quota[index] = 0
+            _write(best, replica_expert[index], quota[index])
+    return reached
 
 
 @part
 def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) -> None:
     """Leave the chosen draft in ``best``."""
-    _reset(layer, best)
+    _reset(layer, layer.given_expert, best)
     high = _highest(layer.home_load)
     threshold = max(bound, goal)
     if high <= threshold:
         return
-    if goal > 0 and _cheapest(layer, draft, best, threshold):
+    if goal > 0 and _fewest(layer, draft, best, threshold):
         return
+    _reset(layer, layer.given_expert, best)
     low = max(bound, goal + 1)
     threshold = low
     while low < high:
-        reached = _attempt(layer, draft, threshold, JUDGE[0], JUDGE[1])
+        reached = _attempt(layer, layer.given_expert, draft, threshold, JUDGE)
         busiest = _highest(draft.tokens)
         if busiest < high:
             high = busiest
@@ -126,89 +175,78 @@ def _plan_layer(layer: Layer, draft: Draft, best: Draft, bound: int, goal: int) 
         if not reached:
             low = threshold + 1
         threshold = (low + high) // 2
-    _cheapest(layer, draft, best, high)
+    if high < _highest(layer.home_load):
+        _fewest(layer, draft, best, high)
 
 
 @part
-def _cheapest(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
-    """Draft by every rule at ``threshold``, which is not above what homes alone reach.
+def _fewest(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
+    """Draft by every rule; the one with the fewest replicas goes to ``best``, False if none does.
 
-    Keeps the cheapest in ``best``, which has no replicas unless it reaches ``threshold`` itself.
-    False if no draft does.
+    Pulls alone draft only if no other rule reaches the threshold.
     """
-    least = _cost(layer, best)
-    for quarters, by_node in RULES:
-        if by_node and layer.ranks_per_node == len(layer.home_load):
+    least = -1
+    for quarters in RULES:
+        if quarters == 0 and least >= 0:
             continue
-        if quarters == 0 and least > 0:
-            continue
-        if not _attempt(layer, draft, threshold, quarters, by_node):
-            continue
-        cost = _cost(layer, draft)
-        if least == 0 or cost < least:
-            least = cost
-            _copy(draft, best)
-    return least > 0
+        if _attempt(layer, layer.given_expert, draft, threshold, quarters):
+            replicas = _total(draft.used)
+            if least < 0 or replicas < least:
+                least = replicas
+                _copy(draft, best)
+    return least >= 0
+
+
+@part
+def _cheapest(
+    layer: Layer, empty: NDArray[np.int32], draft: Draft, best: Draft, threshold: int
+) -> bool:
+    """Draft by every rule, matches from the given replicas on, pulls alone from nothing.
+
+    The draft that costs least goes to ``best``; False if none reaches the threshold.
+    """
+    least, found = 0, False
+    for quarters in RULES:
+        given = empty if quarters == 0 else layer.given_expert
+        if _attempt(layer, given, draft, threshold, quarters):
+            cost = _cost(layer, draft)
+            if not found or cost < least:
+                least, found = cost, True
+                _copy(draft, best)
+    return found
 
 
 @part
 def _cost(layer: Layer, draft: Draft) -> int:
+    """In pairs: each replica a quarter of what pays for one across nodes, less what stays near."""
     cost = 0
     for rank in range(len(draft.used)):
+        node = rank // layer.ranks_per_node
         for slot in range(draft.used[rank]):
-            owner = layer.home[draft.expert[rank, slot]]
-            cost += 1 if layer.node[rank] == layer.node[owner] else OUTSIDE_COST
+            expert = draft.expert[rank, slot]
+            if layer.home[expert] // layer.ranks_per_node == node:
+                cost += layer.worth // 4
+            else:
+                cost += layer.worth - min(draft.quota[rank, slot], layer.origin[node, expert])
     return cost
 
 
 @part
-def _attempt(layer: Layer, draft: Draft, threshold: int, quarters: int, by_node: int) -> bool:
-    """Draft by one rule; True if every rank ends at or below ``threshold``."""
-    _reset(layer, draft)
+def _attempt(
+    layer: Layer, given: NDArray[np.int32], draft: Draft, threshold: int, quarters: int
+) -> bool:
+    """Draft by one rule; True if every rank ends at or below ``threshold``.
+
+    Matches look within each node first, pulls alone over all ranks at once.
+    """
+    _reset(layer, given, draft)
     ranks, width = len(draft.tokens), layer.ranks_per_node
     for rank in range(ranks):
         _settle(draft, rank, threshold)
-    if by_node:
-        _level_nodes(layer, draft, threshold)
+    if width < ranks and quarters > 0:
         for start in range(0, ranks, width):
             _level_ranks(layer, draft, threshold, quarters, start, start + width)
     return _level_ranks(layer, draft, threshold, quarters, 0, ranks)
-
-
-@part
-def _level_nodes(layer: Layer, draft: Draft, threshold: int) -> None:
-    """Move pieces across nodes until each could be at the threshold within, or nothing can move."""
-    ranks, width = len(draft.tokens), layer.ranks_per_node
-    slack = threshold * ranks - _total(draft.tokens)
-    node_threshold = threshold * width - slack * width // (2 * ranks)
-    while True:
-        fullest, emptiest = 0, 0
-        most, least = 0, 2**62
-        for start in range(0, ranks, width):
-            tokens = _total(draft.tokens[start : start + width])
-            if tokens > most:
-                fullest, most = start, tokens
-            if tokens < least and _total(draft.room[start : start + width]) > 0:
-                emptiest, least = start, tokens
-        wanted = min(most - node_threshold, node_threshold - least)
-        if wanted <= 0 or most <= threshold * width:
-            return
-        donor = fullest
-        for rank in range(fullest, fullest + width):
-            piece = min(wanted, draft.left[draft.largest[rank]])
-            best = min(wanted, draft.left[draft.largest[donor]])
-            if piece > best or (piece == best and draft.tokens[rank] > draft.tokens[donor]):
-                donor = rank
-        wanted = min(wanted, draft.left[draft.largest[donor]])
-        receiver = emptiest
-        for rank in range(emptiest, emptiest + width):
-            # The tightest room that is enough, else the largest.
-            room, best = draft.room[rank], draft.room[receiver]
-            if (wanted <= room < best) or (best < wanted and best < room):
-                receiver = rank
-        _give(layer, draft, donor, receiver, min(wanted, draft.room[receiver]))
-        _settle(draft, donor, threshold)
-        _settle(draft, receiver, threshold)
 
 
 @part
@@ -218,16 +256,19 @@ def _level_ranks(
     """Match and pull among the ranks from ``start`` to ``end``; False if some stay above."""
     while True:
         excess = _total(draft.need[start:end])
-        slack = _total(draft.room[start:end]) - excess
+        room = _total(draft.room[start:end])
+        slack = room - excess
         if excess == 0:
             return True
-        if slack < 0:
+        if room == 0 or (slack < 0 and end - start == len(draft.tokens)):
             return False
         donor = -1
         if quarters > 0 and slack >= end - start:
             donor, receiver, piece = _match(draft, slack * quarters // 4, start, end)
         if donor < 0:
-            donor, receiver, piece = _pull(draft, start, end)
+            donor, receiver, piece = _pull(layer, draft, threshold, start, end)
+        if donor < 0:
+            return False
         _give(layer, draft, donor, receiver, piece)
         _settle(draft, donor, threshold)
         _settle(draft, receiver, threshold)
@@ -272,35 +313,57 @@ def _least_waste(room: NDArray[np.int64], need: int) -> int:
 
 
 @part
-def _pull(draft: Draft, start: int, end: int) -> tuple[int, int, int]:
-    """The donor with the largest piece for the emptiest receiver, that receiver, and the piece."""
-    receiver = start
+def _pull(layer: Layer, draft: Draft, threshold: int, start: int, end: int) -> tuple[int, int, int]:
+    """Donor and receiver of the next pull, and the piece; -1 if no slot can take anything.
+
+    Within one of several nodes, a last slot waits for a piece from elsewhere that fills its rank,
+    unless there is one within.
+    """
+    whole = end - start == len(draft.tokens)
+    slots = draft.expert.shape[1]
+    largest = 0
+    if not whole:
+        for rank in range(start, end):
+            if draft.need[rank] > 0:
+                largest = max(largest, draft.left[draft.largest[rank]])
+    receiver = -1
     for rank in range(start, end):
-        if draft.room[rank] > draft.room[receiver]:
+        fills = whole or draft.room[rank] <= largest or draft.used[rank] + 1 < slots
+        if fills and draft.room[rank] > (draft.room[receiver] if receiver >= 0 else 0):
             receiver = rank
+    if receiver < 0:
+        return -1, -1, 0
+    width = layer.ranks_per_node
+    node = receiver // width
+    short = threshold * width - _total(draft.tokens[node * width : (node + 1) * width])
+    prefers_far = 2 * short >= draft.room[receiver]
     donor = -1
-    best = (0, 0)
+    best = (0, 0, 0)
     for rank in range(start, end):
         if draft.need[rank] > 0:
             piece = min(draft.room[receiver], draft.left[draft.largest[rank]])
-            if (piece, draft.need[rank]) > best:
+            if rank // width == node:
+                value = 0 if prefers_far else layer.worth
+            else:
+                value = min(piece, layer.origin[node, draft.largest[rank]])
+            if (piece, value, draft.need[rank]) > best:
                 donor = rank
-                best = (piece, draft.need[rank])
+                best = (piece, value, draft.need[rank])
     return donor, receiver, best[0]
 
 
 @part
 def _give(layer: Layer, draft: Draft, donor: int, receiver: int, piece: int) -> None:
-    """Put a replica of the donor's largest expert with ``piece`` pairs on the receiver.
-
-    The receiver does not hold that expert yet: an earlier piece of it would have filled the
-    receiver, used the expert up or brought the donor to the threshold for good.
-    """
+    """Move ``piece`` pairs of the donor's largest expert to a replica on the receiver."""
     expert = draft.largest[donor]
-    slot = draft.used[receiver]
-    draft.expert[receiver, slot] = expert
-    draft.quota[receiver, slot] = piece
-    draft.used[receiver] += 1
+    slot = 0
+    while slot < draft.used[receiver] and draft.expert[receiver, slot] != expert:
+        slot += 1
+    if slot == draft.used[receiver]:
+        draft.expert[receiver, slot] = expert
+        draft.quota[receiver, slot] = 0
+        draft.used[receiver] += 1
+    draft.quota[receiver, slot] += piece
     draft.tokens[receiver] += piece
     draft.tokens[donor] -= piece
     draft.left[expert] -= piece
@@ -335,9 +398,14 @@ def _total(counts: NDArray[np.int64]) -> int:
 
 @part
 def _layer(
-    weight: NDArray[np.int64], home: NDArray[np.int32], ranks: int, ranks_per_node: int
+    weight: NDArray[np.int64],
+    home: NDArray[np.int32],
+    given_expert: NDArray[np.int32],
+    given_quota: NDArray[np.int64],
+    origin: NDArray[np.int64],
+    worth: int,
 ) -> Layer:
-    experts = len(weight)
+    ranks, experts = len(given_expert), len(weight)
     local = np.zeros((ranks, experts // ranks), np.int32)
     count = np.zeros(ranks, np.int64)
     home_load = np.zeros(ranks, np.int64)
@@ -346,10 +414,10 @@ def _layer(
         local[rank, count[rank]] = expert
         count[rank] += 1
         home_load[rank] += weight[expert]
-    node = np.zeros(ranks, np.int64)
-    for rank in range(ranks):
-        node[rank] = rank // ranks_per_node
-    return Layer(weight, home, local, home_load, node, ranks_per_node)
+    ranks_per_node = ranks // len(origin)
+    return Layer(
+        weight, local, home_load, home, given_expert, given_quota, origin, worth, ranks_per_node
+    )
 
 
 @part
@@ -367,13 +435,25 @@ def _blank(ranks: int, experts: int, spare_slots: int) -> Draft:
 
 
 @part
-def _reset(layer: Layer, draft: Draft) -> None:
-    """No replicas: every expert is computed at home."""
+def _reset(layer: Layer, given: NDArray[np.int32], draft: Draft) -> None:
+    """Only the replicas that are given: all else is computed at home."""
+    ranks, slots = layer.given_expert.shape
     for expert in range(len(draft.left)):
         draft.left[expert] = layer.weight[expert]
-    for rank in range(len(draft.tokens)):
+    for rank in range(ranks):
         draft.tokens[rank] = layer.home_load[rank]
         draft.used[rank] = 0
+    for rank in range(ranks):
+        for slot in range(slots):
+            expert, piece = given[rank, slot], layer.given_quota[rank, slot]
+            if expert >= 0:
+                draft.expert[rank, slot] = expert
+                draft.quota[rank, slot] = piece
+                draft.used[rank] += 1
+                draft.left[expert] -= piece
+                draft.tokens[rank] += piece
+                draft.tokens[layer.home[expert]] -= piece
+    for rank in range(ranks):
         draft.largest[rank] = _largest(layer, draft, rank)
 
 
@@ -385,3 +465,11 @@ def _copy(source: Draft, target: Draft) -> None:
         for slot in range(source.used[rank]):
             target.expert[rank, slot] = source.expert[rank, slot]
             target.quota[rank, slot] = source.quota[rank, slot]
+
+
+@part
+def _write(draft: Draft, replica_expert: NDArray[np.int32], quota: NDArray[np.int64]) -> None:
+    for rank in range(len(draft.used)):
+        for slot in range(draft.used[rank]):
+            replica_expert[rank, slot] = draft.expert[rank, slot]
+            quota[rank, slot] = draft.quota[rank, slot]

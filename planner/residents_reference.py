@@ -3,12 +3,12 @@
 The text there is the algorithm; the steps here follow it, with dicts and lists.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner import reference
+from foremoe.planner import micro_step_reference, reference
 from foremoe.planner.over_time import DEFAULT_TARGET, LOOKAHEAD
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem
@@ -129,9 +129,11 @@ class LayerSlots:
     """The slots of one layer through the micro-steps of a mini-batch."""
 
     def __init__(
-        self, weights: Sequence[dict[int, int]], home: dict[int, int], problem: StageProblem
+        self, loads: list[list[list[int]]], home: dict[int, int], problem: StageProblem
     ) -> None:
-        self.weights, self.home, self.topology = weights, home, problem.topology
+        """Of ``loads[m][p][e]``."""
+        weights = [{e: sum(row[e] for row in load) for e in home} for load in loads]
+        self.loads, self.weights, self.home, self.topology = loads, weights, home, problem.topology
         self.spare_slots = problem.spare_slots
         target = DEFAULT_TARGET if problem.target is None else problem.target
         self.bounds = [
@@ -237,13 +239,14 @@ class LayerSlots:
                 flow.run(self.thresholds[m])
 
     def _plan_alone(self, m: int) -> None:
-        wanted = reference.plan_layer(
-            self.weights[m],
+        wanted = micro_step_reference.plan_layer(
+            self.loads[m],
             self.home,
             self.topology,
             self.spare_slots,
             self.bounds[m],
             self.thresholds[m],
+            keep_near=m == 0,
         )
         tokens = Flow(self.weights[m], self.home, self.slots).tokens
         for rank, held in enumerate(wanted):
@@ -266,10 +269,10 @@ def plan_stage(problem: StageProblem) -> Iterator[Plan]:
     for m, load in enumerate(problem.load):
         if problem.mini_batch[m] != batch:
             batch, start = problem.mini_batch[m], m
-            weights = problem.load[problem.mini_batch == batch].sum(axis=2)  # [M, L, E]
+            loads = problem.load[problem.mini_batch == batch]
             layers = [
                 LayerSlots(
-                    [dict(enumerate(row)) for row in weights[:, layer].tolist()],
+                    loads[:, layer].tolist(),
                     {e: int(home[e]) for e in range(experts)},
                     problem,
                 )

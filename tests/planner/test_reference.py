@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from foremoe.planner.micro_step_reference import plan_stage
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import foremoe
 from foremoe.planner.problem import StageProblem, Topology
-from foremoe.planner.reference import plan_stage
 from tests.planner.problems import problems, skewed_problem
 
 

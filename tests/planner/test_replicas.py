@@ -63,7 +63,7 @@ def test_one_hot_expert_is_shared_by_all_ranks() -> None:
 
 def test_a_receiver_in_the_own_node_is_preferred() -> None:
     load = np.zeros((1, 1, 4, 4), np.int64)
-    load[0, 0, 0] = [0, 0, 8, 4]  # rank 2 has 4 too many; ranks 0 and 1 are farther than rank 3
+    load[0, 0, 2] = [0, 0, 8, 4]  # rank 2 has 4 too many; ranks 0 and 1 are farther than rank 3
     load[0, 0, 1] = [4, 4, 0, 0]
     (plan,) = foremoe(_problem(load, ranks_per_node=2, target=1.25))
     ranks, experts = [3], [2]
@@ -72,9 +72,9 @@ def test_a_receiver_in_the_own_node_is_preferred() -> None:
 
 
 def test_nodes_that_are_even_need_no_copies_from_outside() -> None:
-    """Each node has all the tokens it can hold, its ranks do not."""
+    """Each node has all the tokens it can hold, and they originate there; its ranks do not."""
     load = np.zeros((1, 1, 8, 16), np.int64)
-    load[0, 0, 0] = [300, 100, 40, 60, 20, 180, 0, 100] * 2
+    load[0, 0, 0, :8] = load[0, 0, 4, 8:] = [300, 100, 40, 60, 20, 180, 0, 100]
     problem = _problem(load, ranks_per_node=4, spare_slots=2, target=1.02)
     (plan,) = foremoe(problem)
     assert imbalance(plan.rank_tokens()).max() <= 1.02

@@ -1,0 +1,94 @@
+"""One micro-step planned alone: replicas between nodes, then inside nodes, then the split.
+
+Each level is a module of its own with its formulation: ``between_nodes``, ``replicas`` and
+``split``. Here they are put in order. On several nodes the threshold is the goal, or without one
+the certificate: the best there could be. A layer whose levels do not reach it is planned over all
+ranks alike, and then once more by level at the threshold that this found.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.between_nodes import between_nodes
+from foremoe.planner.bound import lower_bound
+from foremoe.planner.goal import goal_tokens
+from foremoe.planner.plan import Plan, placed_tokens
+from foremoe.planner.problem import StageProblem, Topology
+from foremoe.planner.replicas import choose_replicas, inside_nodes
+from foremoe.planner.split import split_by_source
+
+# A copy across nodes has to keep this share of a rank's mean pairs in their node.
+WORTH = 4
+
+
+def plan_micro_step(problem: StageProblem, load: NDArray[np.int64], target: float | None) -> Plan:
+    """Plan one micro-step's ``load [L, P, E]`` of a stage, to ``target``."""
+    ranks, slots = problem.topology.ranks, problem.spare_slots
+    expert_tokens = load.sum(axis=1)
+    bound = lower_bound(expert_tokens, problem.home, ranks, slots)
+    goal = goal_tokens(expert_tokens, ranks, target)
+    replica_expert, quota = choose(load, problem.home, bound, goal, problem.topology, slots)
+    return Plan(
+        home=problem.home,
+        load=load,
+        replica_expert=replica_expert,
+        replica_tokens=split_by_source(
+            load, problem.home, replica_expert, quota, problem.topology.ranks_per_node
+        ),
+        bound=bound,
+    )
+
+
+def choose(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    bound: NDArray[np.int64],
+    goal: NDArray[np.int64],
+    topology: Topology,
+    spare_slots: int,
+    keep_near: bool = True,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Replicas int32 and quotas int64 ``[L, P, R]`` of ``load [L, P, E]``.
+
+    bound: int64 ``[L]``, the certificate. goal: int64 ``[L]``, pairs on the busiest rank that
+    suffice; 0 asks for the best balance. keep_near: whether pairs that then stay in their node
+    pay for copies across nodes.
+    """
+    ranks = topology.ranks
+    expert_tokens = load.sum(axis=1)
+    if topology.nodes == 1:
+        return choose_replicas(expert_tokens, home, bound, goal, ranks, spare_slots)
+    replica_expert, quota, reached = _by_level(
+        load, home, np.maximum(bound, goal), topology, spare_slots, keep_near
+    )
+    if not reached.all():
+        rest = ~reached
+        load, home, expert_tokens = load[rest], home[rest], expert_tokens[rest]
+        flat, flat_quota = choose_replicas(
+            expert_tokens, home, bound[rest], goal[rest], ranks, spare_slots
+        )
+        threshold = placed_tokens(expert_tokens, home, flat, flat_quota).max(axis=1)
+        expert, pairs, reached = _by_level(load, home, threshold, topology, spare_slots, keep_near)
+        choice = reached[:, None, None]
+        replica_expert[rest] = np.where(choice, expert, flat)
+        quota[rest] = np.where(choice, pairs, flat_quota)
+    return replica_expert, quota
+
+
+def _by_level(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    threshold: NDArray[np.int64],
+    topology: Topology,
+    spare_slots: int,
+    keep_near: bool,
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
+    """Replicas and quotas ``[L, P, R]``, and which layers reach ``threshold [L]``."""
+    layers, ranks, experts = load.shape
+    origin = load.reshape(layers, topology.nodes, topology.ranks_per_node, experts).sum(axis=2)
+    expert_tokens = origin.sum(axis=1)
+    total = expert_tokens.sum(axis=1)
+    worth = np.maximum(total // (WORTH * ranks), 1) if keep_near else total + 1
+    replica_expert, quota = between_nodes(origin, home, threshold, worth, ranks, spare_slots)
+    reached = inside_nodes(origin, expert_tokens, home, threshold, worth, replica_expert, quota)
+    return replica_expert, quota, reached
