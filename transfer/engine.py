@@ -1,5 +1,6 @@
 """The transfer engine of one rank: replicas there before the layer needs them, gradients home."""
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -8,29 +9,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from foremoe.errors import NotReadyError
+from foremoe.errors import NotReadyError, TransferError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
 from foremoe.transfer.arguments import check_agreement, check_home_shape, check_paths, check_sizes
-from foremoe.transfer.gradients import GradientCopy, GradientInbox, ReturnedGradient
+from foremoe.transfer.budget import spend
+from foremoe.transfer.content import Content
+from foremoe.transfer.copies import Path
+from foremoe.transfer.gradients import GradientCopy, GradientInbox, GradientSink
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.ledger import Ledger, Promise
 from foremoe.transfer.paths import MicroStepPaths, PathSpeed
 from foremoe.transfer.peer import GlooPeerTransport, HomeWeights
+from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.replica import Replica
 from foremoe.transfer.slab import SlabLayout
-from foremoe.transfer.slots import Content, SlotKey, SlotPool
+from foremoe.transfer.slots import SlotPool
+from foremoe.transfer.speed import feed_back
 from foremoe.transfer.statistics import StatisticsRecorder, TransferStatistics
+
+SLOW_SECONDS = 5.0
+
+_log = logging.getLogger("foremoe.transfer")
 
 
 class TransferEngine:
     """Driven by the training thread at hook points that all ranks pass in the same order.
 
-    For each layer and micro-step: ``promise`` (ahead of time, never blocks), ``acquire``, compute,
-    then ``release`` (forward only) or ``return_gradients``. After an optimizer step
-    ``weights_changed``. Worker threads copy; the training thread waits only in ``acquire``,
-    ``collect_gradients``, ``abandon`` and ``weights_changed``, each with a deadline.
+    For each use of a layer: ``promise`` (ahead of time), ``acquire``, compute, ``release``. The
+    gradients that its replicas add up over several uses go home with ``return_gradients``, or by
+    themselves when another expert needs the slot; ``collect_gradients`` waits until they are there.
+    After an optimizer step ``weights_changed``. Worker threads copy; every wait has a deadline.
+
+    As many layers as the byte limit allows have slots at a time. With slots for all of them
+    (``resident``) a replica stays from use to use; with fewer the layers take turns, and at most
+    ``frames`` of them may be promised or in use at once.
     """
 
     def __init__(
@@ -45,19 +59,23 @@ class TransferEngine:
         cache: HostExpertCache | None,
         peer_group: ProcessGroup | None,
         home_weights: HomeWeights,
+        add_gradients: GradientSink,
         limit_bytes: int | None = None,
         wait_seconds: float = 60.0,
         speed: PathSpeed | None = None,
         home: NDArray[np.int32] | None = None,
+        checksums: bool = False,
     ) -> None:
         """Construct on all ranks of the EP group together.
 
         layers: global layer ids. home_weights(layer, expert): the parameters of an expert whose
-        home is this rank, in the layout's shapes and dtype. limit_bytes: for slots and returning
-        gradients. wait_seconds: how long any wait lasts at most; one send or receive may last half
-        of it. home: int32 ``[L, E]``, contiguous homes by default.
+        home is this rank, in the layout's shapes and dtype. add_gradients: takes what replicas
+        elsewhere computed for own experts, by (layer, expert, rank). limit_bytes: for slots and
+        returning gradients. wait_seconds: how long any wait lasts at most; one send or receive may
+        last half of it. home: int32 ``[L, E]``, contiguous homes by default. checksums: verify
+        every replica's bytes before each use; slow.
 
-        Raises ExhaustedError when the slots exceed ``limit_bytes``, InvalidInputError on arguments
+        Raises ExhaustedError when ``limit_bytes`` does not suffice, InvalidInputError on arguments
         that cannot work, ConflictError when the ranks' arguments differ.
         """
         home = contiguous_homes(len(layers), num_experts, topology.ranks) if home is None else home
@@ -66,6 +84,7 @@ class TransferEngine:
         if spare_slots > 0 and topology.ranks > 1:
             check_paths(topology, speed, training)
         check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
+        budget = spend(limit_bytes, len(layers), spare_slots, layout, training)
         self.rank = rank
         self.topology = topology
         self.layers = tuple(layers)
@@ -73,20 +92,26 @@ class TransferEngine:
         self.layout = layout
         self.spare_slots = spare_slots
         self.training = training
+        self.frames = budget.frames
         self.generation = 0
+        self._gradient_buffers = budget.gradient_buffers
         self._wait_seconds = wait_seconds
         self._speed = speed
+        self._speed_is_measured = False
         self._cache = cache
+        self._checksums = checksums
         self._home_weights = home_weights
-        self._ledger = Ledger(layers, home, topology.ranks, spare_slots)
-        self._paths = MicroStepPaths(topology, speed)
+        self._add_gradients = add_gradients
+        self._ledger = Ledger(layers, home, topology.ranks, spare_slots, budget.frames)
+        self._returning = [0] * topology.ranks
         self._statistics = StatisticsRecorder(len(layers))
-        self._pool = SlotPool(layers, spare_slots, layout, training, limit_bytes)
-        left = None if limit_bytes is None else limit_bytes - self._pool.nbytes
-        self._inbox = GradientInbox(layout.gradient_layout(), left)
+        self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums)
+        self._inbox = GradientInbox(layout.gradient_layout())
         if peer_group is not None:
             everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
-            check_agreement((everyone_knows, speed, home.tobytes()), peer_group, wait_seconds)
+            agreed = (everyone_knows, budget, speed, home.tobytes(), checksums)
+            check_agreement(agreed, peer_group, wait_seconds)
+        self._paths = MicroStepPaths(topology, speed)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
         path_seconds = wait_seconds / 2
         self._host = (
@@ -94,37 +119,49 @@ class TransferEngine:
             if cache
             else None
         )
+        ends = PeerEnds(self._pool, self._inbox, layout, self._statistics, checksums)
         self._peer = (
             GlooPeerTransport(
-                rank,
-                topology,
-                peer_group,
-                layout,
-                home_weights,
-                self._pool,
-                self._inbox,
-                self._host,
-                self._statistics,
-                path_seconds,
+                rank, topology, peer_group, ends, home_weights, self._host, path_seconds
             )
             if peer_group is not None and topology.ranks > 1
             else None
         )
+        if rank == 0:
+            _log.info("replicas are %s", budget.reason)
 
-    def promise(self, layer: int, home: NDArray[np.int32], wanted: NDArray[np.int32]) -> None:
-        """Start bringing in the layer's replicas for its next micro-step; never blocks.
+    @property
+    def resident(self) -> bool:
+        """Whether every layer has slots of its own."""
+        return self.frames == len(self.layers)
+
+    def can_promise(self, layer: int) -> bool:
+        """Whether the layer's last use has ended and slots are left for it."""
+        return self._ledger.can_open(layer)
+
+    def promise(
+        self,
+        layer: int,
+        home: NDArray[np.int32],
+        wanted: NDArray[np.int32],
+        serving: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Start bringing in the layer's replicas for its next use.
 
         home: int32 ``[E]``, the homes the plan was made for. wanted: int32 ``[P, R]``, the expert
-        each rank's slots must hold, -1 for none. Every rank calls this with the same arguments, in
-        the same order; for a layer again as soon as its last promise was released or returned.
+        each rank's slots must hold, -1 for none. serving: bool ``[P, R]``, whether it may get
+        tokens (default: all); one that gets none is kept if it is there, and has no gradients.
+        Every rank calls this with the same arguments, in the same order. Never blocks, unless
+        gradients must leave the slots and ``limit_bytes`` has no room for them on their way.
 
         Raises InvalidInputError or NotReadyError, with nothing changed.
         """
-        promise = self._ledger.open(layer, home, wanted)
+        promise, evicted = self._ledger.open(layer, home, wanted, serving)
+        self._send_home(evicted)
         copies = self._paths.choose(layer, promise.fills, home)
         filled = promise.filled_slots_of(self.rank)
         for slot in filled:
-            self._pool.expect(SlotKey(layer, slot))
+            self._pool.expect(slot)
         self._statistics.add_kept(len(promise.slots_of(self.rank)) - len(filled))
         if self._host is not None:
             self._host.post(copies, self.generation)
@@ -138,71 +175,76 @@ class TransferEngine:
     def acquire(self, layer: int, with_gradients: bool = True) -> list[Replica]:
         """Wait for this rank's replicas of the layer and take them into use, by slot.
 
-        with_gradients: False in forward-only stages, which saves zeroing the gradients.
+        with_gradients: False where no backward follows, which saves zeroing the gradients.
 
         Raises NotReadyError when nothing was promised, TransferError when a replica did not come,
-        StaleGenerationError when its source held other weights.
+        StaleGenerationError when it is not the promised one.
         """
         promise = self._ledger.promise(layer)
         if promise.acquired:
             raise NotReadyError(f"layer {layer}: its replicas are acquired already")
-        promised = promise.slots_of(self.rank)
-        filled = [SlotKey(layer, slot) for slot in promise.filled_slots_of(self.rank)]
-        kept = [key for slot, _ in promised if (key := SlotKey(layer, slot)) not in filled]
+        contents = {
+            slot: Content(layer, expert, self.generation)
+            for slot, expert in promise.slots_of(self.rank)
+        }
+        filled = promise.filled_slots_of(self.rank)
+        kept = contents.keys() - set(filled)
         started = time.monotonic()
         self._pool.wait_settled(filled, self._wait_seconds)
-        self._pool.wait_free(kept, self._wait_seconds)
-        self._statistics.add_exposed(self._ledger.row(layer), time.monotonic() - started)
-        contents = {SlotKey(layer, s): Content(e, self.generation) for s, e in promised}
+        self._pool.wait_kept(kept, self._wait_seconds)
+        exposed = time.monotonic() - started
+        self._statistics.add_exposed(self._ledger.row(layer), exposed)
+        if exposed > SLOW_SECONDS:
+            _log.warning(
+                "degraded: slow copies: layer %d waited %.1f s for its replicas", layer, exposed
+            )
         self._pool.use(kept, contents)
         promise.acquired, promise.with_gradients = True, with_gradients and self.training
         return [
-            Replica.in_use(self._pool, key, content.expert, promise.with_gradients)
-            for key, content in contents.items()
+            Replica.in_use(self._pool, slot, content, self._gradients(promise, slot))
+            for slot, content in contents.items()
         ]
 
     def release(self, layer: int) -> None:
-        """The layer's replicas have done their work and have no gradients."""
+        """The layer's replicas have done their work; gradients they computed are owed."""
         promise = self._ledger.acquired(layer)
-        for slot, _ in promise.slots_of(self.rank):
-            self._pool.release(SlotKey(layer, slot))
         self._ledger.close(layer)
+        for slot, _ in promise.slots_of(self.rank):
+            self._pool.release(slot, self._ledger.owes(slot, self.rank))
 
-    def return_gradients(self, layer: int) -> None:
-        """Send the gradients of the layer's replicas home; never blocks.
+    @property
+    def owing(self) -> bool:
+        """Whether the group's slots hold gradients that ``return_gradients`` must send home."""
+        return bool(self._ledger.owing)
 
-        Raises NotReadyError unless they were acquired with gradients, ExhaustedError when the
-        gradients under way would exceed the byte limit.
+    def return_gradients(self, layer: int | None = None) -> None:
+        """Send the gradients that a layer's (every layer's) slots owe home; blocks as ``promise``.
+
+        Raises NotReadyError while the layer is in use.
         """
-        promise = self._ledger.acquired(layer)
-        if not promise.with_gradients:
-            raise NotReadyError(f"layer {layer}: its replicas were acquired without gradients")
-        copies = self._gradient_copies(promise)
-        buffers = self._inbox.expect([copy for copy in copies if copy.home == self.rank])
-        for slot, _ in promise.slots_of(self.rank):
-            self._pool.hold_gradients(SlotKey(layer, slot))
-        if self._peer is not None:
-            self._peer.post_gradients(copies, buffers)
-        self._ledger.close(layer)
+        layers = self._ledger.owing if layer is None else [layer]
+        if in_use := sorted(set(layers) & set(self._ledger.in_use())):
+            raise NotReadyError(f"layers {in_use}: release their replicas first")
+        for each in layers:
+            self._send_home(self._ledger.settle(each))
 
-    def collect_gradients(self) -> list[ReturnedGradient]:
-        """Wait for all gradients of own experts returned so far; by (layer, expert, rank).
+    def collect_gradients(self) -> None:
+        """Wait until all gradients on their way have been given to ``add_gradients``.
 
-        Their tensors are valid until the next ``return_gradients`` or ``collect_gradients``. Raises
-        TransferError when one is lost or late.
+        Raises TransferError when one is lost or late.
         """
         started = time.monotonic()
-        returned = self._inbox.collect(self._wait_seconds)
+        self._returning = [0] * self.topology.ranks
+        self._inbox.collect(self._add_gradients, self._wait_seconds)
         self._statistics.add_exposed_gradients(time.monotonic() - started)
-        return returned
 
     def abandon(self) -> None:
         """Drop the promises not acquired yet, on all ranks alike; their contents stay useful."""
         for promise in self._ledger.waiting():
-            filled = [SlotKey(promise.layer, slot) for slot in promise.filled_slots_of(self.rank)]
+            filled = promise.filled_slots_of(self.rank)
             self._pool.wait_settled(filled, self._wait_seconds)
-            for key in filled:
-                self._pool.abandon(key)
+            for slot in filled:
+                self._pool.abandon(slot)
             self._ledger.close(promise.layer)
 
     def weights_changed(self, home: NDArray[np.int32] | None = None) -> None:
@@ -210,12 +252,16 @@ class TransferEngine:
 
         Call it once before the first promise as well. home: int32 ``[L, E]`` when homes moved.
 
-        Raises NotReadyError while replicas are in use, InvalidInputError on invalid homes,
-        TransferError when a rank of this node does not follow in time.
+        Raises NotReadyError while replicas are in use or owe gradients, InvalidInputError on
+        invalid homes, TransferError when a rank of this node does not follow in time.
         """
         if in_use := self._ledger.in_use():
             raise NotReadyError(
                 f"layers {in_use}: replicas are in use; release them before weights change"
+            )
+        if owing := self._ledger.owing:
+            raise NotReadyError(
+                f"layers {owing}: gradients are not home, so weights must not change yet"
             )
         home = self._ledger.home if home is None else home
         check_home_shape(home, len(self.layers), self.num_experts, self.topology)
@@ -233,6 +279,18 @@ class TransferEngine:
         """What happened since the last call."""
         return self._statistics.take()
 
+    def measured_speed(self) -> PathSpeed:
+        """What this rank's paths reached since the last call; 0 where one carried nothing."""
+        return PathSpeed(*(self._statistics.take_speed(path) for path in (Path.HOST, Path.PEER)))
+
+    def apply_speed(self, measured: Sequence[PathSpeed]) -> None:
+        """Choose paths by what the ranks measured: on all ranks the same, at the same point."""
+        speed = feed_back(self._speed, measured, first=not self._speed_is_measured)
+        self._speed_is_measured |= any(one.host > 0 or one.peer > 0 for one in measured)
+        if speed != self._speed:
+            self._speed = speed
+            self._paths = MicroStepPaths(self.topology, speed)
+
     @property
     def peer_path_lost(self) -> bool:
         """Whether this rank lost the peer path; gradients cannot return any more."""
@@ -245,14 +303,34 @@ class TransferEngine:
         if self._host is not None:
             self._host.close(wait_seconds)
 
-    def _gradient_copies(self, promise: Promise) -> list[GradientCopy]:
-        """Every replica of the group, by (rank, slot)."""
-        home = self._ledger.home_of(promise.layer)
-        return [
-            GradientCopy(promise.layer, expert, rank, slot, int(home[expert]))
-            for rank in range(self.topology.ranks)
-            for slot, expert in promise.slots_of(rank)
-        ]
+    def _gradients(self, promise: Promise, slot: int) -> dict[str, Tensor] | None:
+        """Where a replica in use adds its gradients: to those it owes already, if any."""
+        if not (promise.with_gradients and promise.serves(self.rank, slot)):
+            return None
+        return self._pool.gradient_views(slot, keep=self._ledger.owes(slot, self.rank))
+
+    def _send_home(self, copies: Sequence[GradientCopy]) -> None:
+        """Post gradients, as many at a time as every home has buffers for."""
+        batch: list[GradientCopy] = []
+        for copy in copies:
+            if self._returning[copy.home] == self._gradient_buffers:
+                self._post_gradients(batch)
+                batch = []
+                self.collect_gradients()
+            self._returning[copy.home] += 1
+            batch.append(copy)
+        self._post_gradients(batch)
+
+    def _post_gradients(self, copies: Sequence[GradientCopy]) -> None:
+        if not copies:
+            return
+        if self._peer is None:
+            raise TransferError("replica gradients cannot return without a peer group")
+        buffers = self._inbox.expect([copy for copy in copies if copy.home == self.rank])
+        for copy in copies:
+            if copy.rank == self.rank:
+                self._pool.hold_gradients(copy.slot)
+        self._peer.post_gradients(copies, buffers, self.generation)
 
     def _own_weights(self, home: NDArray[np.int32]) -> dict[tuple[int, int], Mapping[str, Tensor]]:
         """Parameters by (layer, expert) of the experts whose home is this rank, checked."""
@@ -274,6 +352,7 @@ class TransferEngine:
         cache.wait_for_all(2 * self.generation, self._wait_seconds)
         cache.serve([np.flatnonzero(row).tolist() for row in on_node])
         for (layer, expert), tensors in own.items():
-            cache.write(layer, expert, tensors, self.generation)
+            checksum = self.layout.checksum(tensors) if self._checksums else 0
+            cache.write(layer, expert, tensors, self.generation, checksum)
         cache.announce(local_rank, 2 * self.generation + 1)
         cache.wait_for_all(2 * self.generation + 1, self._wait_seconds)

@@ -1,12 +1,14 @@
 """The host path on CPU: a worker thread copies slabs from shared memory into slots."""
 
+import time
 from collections.abc import Sequence
 from functools import partial
 
 from foremoe.errors import ForemoeError
+from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.host_cache import HostExpertCache
-from foremoe.transfer.slots import Content, SlotKey, SlotPool
+from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.transport import Probe, Transport
 from foremoe.transfer.worker import Worker
@@ -28,7 +30,7 @@ class SharedMemoryTransport(Transport):
         self._pool = pool
         self._statistics = statistics
         self._wait_seconds = wait_seconds
-        self._worker = Worker(f"foremoe-host-copy-{rank}")
+        self._worker = Worker(f"foremoe-host-copy-{rank}", pool.fail_all)
 
     def probe(self) -> Probe:
         return Probe(True, f"host cache of {self._cache.nbytes} bytes is mapped")
@@ -40,15 +42,18 @@ class SharedMemoryTransport(Transport):
 
     def fill(self, copy: Copy, generation: int) -> None:
         """Do one copy on the calling thread; also the way out when the peer path is lost."""
-        key = SlotKey(copy.layer, copy.slot)
         try:
-            slab = self._pool.begin_fill(key, self._wait_seconds)
+            slab = self._pool.begin_fill(copy.slot, self._wait_seconds)
+            began = time.monotonic()
             self._cache.read(copy.layer, copy.expert, generation, slab)
+            seconds = time.monotonic() - began
         except ForemoeError as error:
-            self._pool.fail(key, error)
+            self._pool.fail(copy.slot, error)
             return
-        self._pool.end_fill(key, Content(copy.expert, generation))
-        self._statistics.add_copy(Path.HOST, self._cache.layout.payload_bytes)
+        self._pool.end_fill(copy.slot, Content(copy.layer, copy.expert, generation))
+        nbytes = self._cache.layout.payload_bytes
+        self._statistics.add_copy(Path.HOST, nbytes)
+        self._statistics.add_speed(Path.HOST, nbytes, seconds)
 
     def close(self, wait_seconds: float) -> None:
         self._worker.close(wait_seconds)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foremoe.errors import InvalidInputError, StaleGenerationError, TransferError
 from foremoe.transfer.cache_file import CacheFile, CacheShape, create_file, open_file
+from foremoe.transfer.content import Content, write_stamp
 from foremoe.transfer.slab import SlabLayout
 
 _WRITING = -1
@@ -113,16 +114,25 @@ class HostExpertCache:
         }
 
     def write(
-        self, layer: int, expert: int, tensors: Mapping[str, Tensor], generation: int
+        self,
+        layer: int,
+        expert: int,
+        tensors: Mapping[str, Tensor],
+        generation: int,
+        checksum: int = 0,
     ) -> None:
         """Publish an expert's weights. Only its home rank may call this.
+
+        checksum: of the tensors, for readers in checksum mode.
 
         Raises InvalidInputError when the tensors do not fit the layout.
         """
         self.layout.check(tensors)
         row, entry = self._place(layer, expert)
         self._records[row, entry] = (_WRITING, expert)
-        self.layout.pack(tensors, self._slabs[row, entry])
+        slab = self._slabs[row, entry]
+        self.layout.pack(tensors, slab)
+        write_stamp(slab, Content(layer, expert, generation), checksum)
         self._records[row, entry, 0] = generation
 
     def read(self, layer: int, expert: int, generation: int, out: Tensor) -> None:

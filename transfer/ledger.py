@@ -1,4 +1,4 @@
-"""What the whole group's slots hold and what was promised for them; equal on every rank."""
+"""What the whole group's slots hold, owe and were promised for; equal on every rank."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,43 +8,64 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError, NotReadyError
 from foremoe.transfer.copies import EMPTY, Fill, assign_slots, check_wanted, held
+from foremoe.transfer.gradients import GradientCopy
+
+NO_LAYER = -1
 
 
 @dataclass(slots=True, eq=False)
 class Promise:
-    """The replicas of one layer in one micro-step.
+    """The replicas of one layer for one use.
 
-    placement: int32 ``[P, R]``, the expert promised in each slot, -1 for none.
+    first_slot: number of the frame's first slot. placement: int32 ``[P, R]``, the expert promised
+    in each slot of the frame, -1 for none; serving: bool ``[P, R]``, whether it may get tokens.
     fills: the slots that need a copy; the others hold their expert already.
     """
 
     layer: int
+    first_slot: int
     placement: NDArray[np.int32]
+    serving: NDArray[np.bool_]
     fills: list[Fill]
     acquired: bool = False
     with_gradients: bool = False
 
     def slots_of(self, rank: int) -> list[tuple[int, int]]:
         """The (slot, expert) pairs promised on ``rank``, by slot."""
-        return [(s, e) for s, e in enumerate(self.placement[rank].tolist()) if e != EMPTY]
+        row = enumerate(self.placement[rank].tolist(), start=self.first_slot)
+        return [(slot, expert) for slot, expert in row if expert != EMPTY]
+
+    def serves(self, rank: int, slot: int) -> bool:
+        """Whether the replica in ``slot`` of ``rank`` may get tokens."""
+        return bool(self.serving[rank, slot - self.first_slot])
 
     def filled_slots_of(self, rank: int) -> list[int]:
         return [fill.slot for fill in self.fills if fill.rank == rank]
 
 
 class Ledger:
-    """Content of all slots of the group and at most one open promise a layer.
+    """Frames of R slots on each rank, each serving one layer at a time; one promise a layer.
 
-    Changes only by calls that all ranks make in the same order with the same arguments.
+    As many frames as layers: each layer keeps its own. Fewer: a layer without a frame takes the one
+    that was closed longest ago. Changes only by calls that all ranks make in the same order with
+    the same arguments.
     """
 
     def __init__(
-        self, layers: Sequence[int], home: NDArray[np.int32], ranks: int, spare_slots: int
+        self,
+        layers: Sequence[int],
+        home: NDArray[np.int32],
+        ranks: int,
+        spare_slots: int,
+        frames: int,
     ) -> None:
         self._row = {layer: row for row, layer in enumerate(layers)}
         self._shape = (ranks, spare_slots)
         self.home = home
-        self._content = np.full((len(layers), ranks, spare_slots), EMPTY, np.int32)
+        self._frame_layer = [NO_LAYER] * frames
+        self._unused = list(range(frames))  # frames without an open promise, oldest first
+        self._content = np.full((frames, ranks, spare_slots), EMPTY, np.int32)
+        self._owing = np.zeros((frames, ranks, spare_slots), np.bool_)
         self._open: dict[int, Promise] = {}
 
     def home_of(self, layer: int) -> NDArray[np.int32]:
@@ -58,11 +79,25 @@ class Ledger:
             raise InvalidInputError(f"layer {layer}: this engine serves {list(self._row)}")
         return self._row[layer]
 
-    def open(self, layer: int, home: NDArray[np.int32], wanted: NDArray[np.int32]) -> Promise:
-        """Promise ``wanted [P, R]`` for the layer's next micro-step.
+    def can_open(self, layer: int) -> bool:
+        """Whether a promise for ``layer`` is possible now."""
+        return layer not in self._open and bool(self._unused)
+
+    def open(
+        self,
+        layer: int,
+        home: NDArray[np.int32],
+        wanted: NDArray[np.int32],
+        serving: NDArray[np.bool_] | None,
+    ) -> tuple[Promise, list[GradientCopy]]:
+        """Promise ``wanted [P, R]`` for the layer's next use.
+
+        serving: bool ``[P, R]``, which of them may get tokens; None for all. One that gets none
+        stays where it is, but is not copied. Also returns the gradients that must leave the slots
+        to fill, by (rank, slot).
 
         Raises InvalidInputError when homes or replicas are not valid, NotReadyError when the
-        layer's last promise is still open; the ledger is then unchanged.
+        layer's last promise, or too many others, are still open; the ledger is then unchanged.
         """
         row = self.row(layer)
         if not np.array_equal(home, self.home[row]):
@@ -76,15 +111,33 @@ class Ledger:
             )
         if layer in self._open:
             raise NotReadyError(
-                f"layer {layer}: its last promise is still open; release it, return its gradients "
-                "or abandon it first"
+                f"layer {layer}: its last promise is still open; release it or abandon it first"
+            )
+        if not self._unused:
+            raise NotReadyError(
+                f"layer {layer}: all slots are promised to layers {list(self._open)}; release one"
             )
         check_wanted(wanted, self.home[row])
-        content, fills = assign_slots(wanted, self._content[row])
-        self._content[row] = content
-        placement = np.where(held(content, wanted), content, np.int32(EMPTY)).astype(np.int32)
-        self._open[layer] = Promise(layer, placement, fills)
-        return self._open[layer]
+        frame, evicted = self._take_frame(layer)
+        content = self._content[frame]
+        if serving is None:
+            serving = np.ones_like(wanted, np.bool_)
+        wanted = np.where(serving | held(wanted, content), wanted, np.int32(EMPTY))
+        after, fills = assign_slots(wanted, content)
+        for fill in fills:
+            if self._owing[frame, fill.rank, fill.slot]:
+                evicted.append(self._settle(frame, fill.rank, fill.slot))
+        self._content[frame] = after
+        first = frame * self._shape[1]
+        promise = Promise(
+            layer,
+            first,
+            np.where(held(after, wanted), after, np.int32(EMPTY)).astype(np.int32),
+            held(after, np.where(serving, wanted, np.int32(EMPTY))),
+            [Fill(fill.rank, first + fill.slot, fill.expert) for fill in fills],
+        )
+        self._open[layer] = promise
+        return promise, evicted
 
     def promise(self, layer: int) -> Promise:
         """The layer's open promise. Raises NotReadyError when there is none."""
@@ -101,8 +154,31 @@ class Ledger:
         return promise
 
     def close(self, layer: int) -> None:
-        """The promise is kept or abandoned; the contents stay."""
-        del self._open[layer]
+        """The promise is kept or abandoned; the contents stay, with gradients if they have any."""
+        promise = self._open.pop(layer)
+        frame = self._frame_layer.index(layer)
+        self._unused.append(frame)
+        if promise.with_gradients:
+            self._owing[frame] |= promise.serving
+
+    def owes(self, slot: int, rank: int) -> bool:
+        """Whether a replica's gradients are still in its slot."""
+        frame, place = divmod(slot, self._shape[1])
+        return bool(self._owing[frame, rank, place])
+
+    @property
+    def owing(self) -> list[int]:
+        """Layers with gradients that are not on their way home."""
+        frames = np.flatnonzero(self._owing.any(axis=(1, 2))).tolist()
+        return [self._frame_layer[frame] for frame in frames]
+
+    def settle(self, layer: int) -> list[GradientCopy]:
+        """The gradients that the layer's slots owe, by (rank, slot); now they go home."""
+        if layer not in self._frame_layer:
+            return []
+        frame = self._frame_layer.index(layer)
+        places = np.argwhere(self._owing[frame]).tolist()
+        return [self._settle(frame, rank, place) for rank, place in places]
 
     def waiting(self) -> list[Promise]:
         """Promises not acquired yet, in the order in which they were made."""
@@ -115,5 +191,24 @@ class Ledger:
     def forget(self, home: NDArray[np.int32]) -> None:
         """Void all contents; experts live at ``home [L, E]`` from now on."""
         assert not self._open, "contents are voided while promises are open"
+        assert not self._owing.any(), "contents are voided while they owe gradients"
         self._content.fill(EMPTY)
         self.home = home
+
+    def _take_frame(self, layer: int) -> tuple[int, list[GradientCopy]]:
+        """The frame for a layer, and the gradients another layer left there."""
+        if layer in self._frame_layer:
+            frame = self._frame_layer.index(layer)
+            self._unused.remove(frame)
+            return frame, []
+        frame = self._unused.pop(0)
+        evicted = self.settle(self._frame_layer[frame])
+        self._frame_layer[frame] = layer
+        self._content[frame] = EMPTY
+        return frame, evicted
+
+    def _settle(self, frame: int, rank: int, place: int) -> GradientCopy:
+        self._owing[frame, rank, place] = False
+        layer, expert = self._frame_layer[frame], int(self._content[frame, rank, place])
+        slot = frame * self._shape[1] + place
+        return GradientCopy(layer, expert, rank, slot, int(self.home_of(layer)[expert]))

@@ -1,9 +1,11 @@
 """The peer path on CPU: slabs between ranks over gloo, in a process group of its own."""
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -14,22 +16,27 @@ from torch.distributed import ProcessGroup, Work
 from foremoe.errors import TransferError
 from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Path
-from foremoe.transfer.gradients import GradientCopy, GradientInbox
+from foremoe.transfer.gradients import GradientCopy
 from foremoe.transfer.host import SharedMemoryTransport
-from foremoe.transfer.peer_rounds import FillRound, GradientRound, PeerRound, Wire
+from foremoe.transfer.peer_rounds import FillRound, GradientRound, PeerEnds, PeerRound, Wire
 from foremoe.transfer.schedule.rounds import rounds
-from foremoe.transfer.slab import SlabLayout
-from foremoe.transfer.slots import SlotKey, SlotPool
-from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.transport import Probe, Transport
 from foremoe.transfer.worker import Worker
 
 HomeWeights = Callable[[int, int], Mapping[str, Tensor]]
 
 ROUNDS_IN_FLIGHT = 2  # one moves its bytes while the next one shakes hands
-_TAGS = 2**30
 
 _log = logging.getLogger("foremoe.transfer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A round under way."""
+
+    round: PeerRound
+    works: Sequence[Work]
+    began: float
 
 
 class GlooPeerTransport(Transport):
@@ -46,28 +53,23 @@ class GlooPeerTransport(Transport):
         rank: int,
         topology: Topology,
         group: ProcessGroup,
-        layout: SlabLayout,
+        ends: PeerEnds,
         home_weights: HomeWeights,
-        pool: SlotPool,
-        inbox: GradientInbox,
         host: SharedMemoryTransport | None,
-        statistics: StatisticsRecorder,
         wait_seconds: float,
     ) -> None:
         self._rank = rank
         self._topology = topology
         self._group = group
-        self._layout = layout
+        self._ends = ends
         self._home_weights = home_weights
-        self._pool = pool
-        self._inbox = inbox
         self._host = host
-        self._statistics = statistics
         self._timeout = timedelta(seconds=wait_seconds)
         self._rounds = 0
-        self._flying: deque[tuple[PeerRound, Sequence[Work]]] = deque()
+        self._flying: deque[_Flight] = deque()
+        self._landed = 0.0
         self._lost: TransferError | None = None
-        self._worker = Worker(f"foremoe-peer-copy-{rank}", when_idle=self._land)
+        self._worker = Worker(f"foremoe-peer-copy-{rank}", self._died, when_idle=self._land)
 
     @property
     def lost(self) -> bool:
@@ -89,60 +91,64 @@ class GlooPeerTransport(Transport):
             }
             self._worker.post(partial(self._fill, peer, outgoing, generation))
 
-    def post_gradients(self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor]) -> None:
+    def post_gradients(
+        self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor], generation: int
+    ) -> None:
         """Queue the way home of replica gradients; ``buffers`` are for those of own experts."""
-        if copies:
-            own = [copy for copy in copies if copy.home == self._rank]
-            into = dict(zip(own, buffers, strict=True))
-            self._worker.post(partial(self._return, copies, into))
+        own = [copy for copy in copies if copy.home == self._rank]
+        into = dict(zip(own, buffers, strict=True))
+        self._worker.post(partial(self._return, copies, into, generation))
 
     def close(self, wait_seconds: float) -> None:
         if not self._worker.close(wait_seconds):
             self._break_pairs()
             self._worker.close(wait_seconds)
 
-    def _wire_tensors(self, layer: int, expert: int) -> list[Tensor]:
+    def _wire_tensors(self, layer: int, expert: int) -> dict[str, Tensor]:
         """An expert's tensors in slab order; each is one message."""
-        tensors = self._home_weights(layer, expert)
-        self._layout.check(tensors)
-        return [tensors[place.name].detach().contiguous() for place in self._layout.places]
+        tensors, layout = self._home_weights(layer, expert), self._ends.layout
+        layout.check(tensors)
+        return {place.name: tensors[place.name].detach().contiguous() for place in layout.places}
 
     def _fill(
         self,
         copies: Sequence[Copy],
-        outgoing: Mapping[Copy, Sequence[Tensor]],
+        outgoing: Mapping[Copy, Mapping[str, Tensor]],
         generation: int,
     ) -> None:
         for indices in rounds([(copy.source, copy.destination) for copy in copies]):
             dealt = [copies[index] for index in indices]
             mine = FillRound(
+                self._ends,
                 [(copy, outgoing[copy]) for copy in dealt if copy.source == self._rank],
                 [copy for copy in dealt if copy.destination == self._rank],
                 generation,
-                self._pool,
-                self._layout,
-                self._statistics,
                 self._other_path,
             )
             takes_part = any(self._rank in (copy.source, copy.destination) for copy in dealt)
             self._start(mine, takes_part)
 
-    def _return(self, copies: Sequence[GradientCopy], into: Mapping[GradientCopy, Tensor]) -> None:
+    def _return(
+        self,
+        copies: Sequence[GradientCopy],
+        into: Mapping[GradientCopy, Tensor],
+        generation: int,
+    ) -> None:
         for indices in rounds([(copy.rank, copy.home) for copy in copies]):
             dealt = [copies[index] for index in indices]
             mine = GradientRound(
+                self._ends,
                 [copy for copy in dealt if copy.rank == self._rank],
                 {copy: into[copy] for copy in dealt if copy.home == self._rank},
-                self._pool,
-                self._inbox,
-                self._statistics,
+                generation,
             )
             takes_part = any(self._rank in (copy.rank, copy.home) for copy in dealt)
             self._start(mine, takes_part)
 
     def _start(self, mine: PeerRound, takes_part: bool) -> None:
         """Post one round; every rank counts all rounds, so that tags agree."""
-        wire = Wire(self._group, self._rank, 1 + self._rounds * len(self._layout.places) % _TAGS)
+        messages = len(self._ends.layout.places) + 1
+        wire = Wire(self._group, self._rank, self._rounds, messages)
         self._rounds += 1
         if not takes_part:
             return
@@ -150,7 +156,7 @@ class GlooPeerTransport(Transport):
             self._land()
         if self._lost is None:
             try:
-                self._flying.append((mine, mine.begin(wire)))
+                self._flying.append(_Flight(mine, mine.begin(wire), time.monotonic()))
             except (RuntimeError, TransferError) as error:
                 self._lose(error)
                 mine.give_up(self._lost_error())
@@ -161,16 +167,23 @@ class GlooPeerTransport(Transport):
         """Wait for the oldest round under way; False when there is none."""
         if not self._flying:
             return False
-        oldest, works = self._flying.popleft()
+        oldest = self._flying.popleft()
         try:
-            for work in works:
+            for work in oldest.works:
                 work.wait(self._timeout)
         except RuntimeError as error:
             self._lose(error)
-            oldest.give_up(self._lost_error())
+            oldest.round.give_up(self._lost_error())
         else:
-            oldest.end()
+            began, self._landed = max(oldest.began, self._landed), time.monotonic()
+            if received := oldest.round.end():
+                self._ends.statistics.add_speed(Path.PEER, received, self._landed - began)
         return True
+
+    def _died(self, error: TransferError) -> None:
+        self._lost = self._lost or error
+        self._ends.pool.fail_all(error)
+        self._ends.inbox.fail(error)
 
     def _other_path(self, copy: Copy, generation: int, error: TransferError) -> None:
         """Fill a slot of this rank without the peer path, or fail it."""
@@ -178,7 +191,7 @@ class GlooPeerTransport(Transport):
         if self._host is not None and same_node:
             self._host.fill(copy, generation)
         else:
-            self._pool.fail(SlotKey(copy.layer, copy.slot), error)
+            self._ends.pool.fail(copy.slot, error)
 
     def _lose(self, error: Exception) -> None:
         if self._lost is not None:

@@ -1,40 +1,58 @@
 """What one rank does in one round of peer copies, for weights and for gradients."""
 
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from foremoe.errors import TransferError
+from foremoe.transfer.content import Content, write_stamp
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy, GradientInbox
 from foremoe.transfer.slab import SlabLayout
-from foremoe.transfer.slots import Content, SlotKey, SlotPool, SlotState
+from foremoe.transfer.slots import SlotPool, SlotState
 from foremoe.transfer.statistics import StatisticsRecorder
+
+_SEQUENCE_BITS = 12
+_SEQUENCES = (1 << _SEQUENCE_BITS) - 64  # room for the messages of the last round
+_DIGESTS = 1 << 18
 
 
 class Wire:
-    """Sends and receives of one round; ``tag`` keeps it apart from every other one under way."""
+    """Sends and receives of one round, kept apart from those of other rounds under way.
 
-    def __init__(self, group: ProcessGroup, rank: int, first_tag: int) -> None:
+    A message's tag names its content too, so that ranks whose ledgers have come apart do not take
+    one expert for another: such a receive finds no partner and fails at its deadline.
+    """
+
+    def __init__(self, group: ProcessGroup, rank: int, round_number: int, messages: int) -> None:
+        """messages: at most this many go from one rank to another in a round."""
         self._group = group
         self._rank = rank
-        self._tag = first_tag
+        self._first = 1 + round_number * messages % _SEQUENCES
 
-    def send(self, tensors: Sequence[Tensor], destination: int) -> list[Work]:
+    def send(self, tensors: Sequence[Tensor], destination: int, content: Content) -> list[Work]:
         assert destination != self._rank, "a rank never sends to itself"
+        tag = self._tag(content)
         return [
-            self._group.send([tensor], destination, self._tag + index)
+            self._group.send([tensor], destination, tag + index)
             for index, tensor in enumerate(tensors)
         ]
 
-    def receive(self, tensors: Sequence[Tensor], source: int) -> list[Work]:
+    def receive(self, tensors: Sequence[Tensor], source: int, content: Content) -> list[Work]:
         assert source != self._rank, "a rank never receives from itself"
+        tag = self._tag(content)
         return [
-            self._group.recv([tensor], source, self._tag + index)
-            for index, tensor in enumerate(tensors)
+            self._group.recv([tensor], source, tag + index) for index, tensor in enumerate(tensors)
         ]
+
+    def _tag(self, content: Content) -> int:
+        digest = zlib.crc32(str(content).encode()) % _DIGESTS
+        return (digest << _SEQUENCE_BITS) + self._first
 
 
 class PeerRound(ABC):
@@ -49,12 +67,23 @@ class PeerRound(ABC):
         """Post the sends and receives."""
 
     @abstractmethod
-    def end(self) -> None:
-        """All of them are done."""
+    def end(self) -> int:
+        """All of them are done; bytes received."""
 
     @abstractmethod
     def give_up(self, error: TransferError) -> None:
         """The peer path is lost, before or during this round."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEnds:
+    """What all rounds of a rank work on."""
+
+    pool: SlotPool
+    inbox: GradientInbox
+    layout: SlabLayout
+    statistics: StatisticsRecorder
+    checksums: bool
 
 
 class FillRound(PeerRound):
@@ -62,44 +91,52 @@ class FillRound(PeerRound):
 
     def __init__(
         self,
-        outgoing: Sequence[tuple[Copy, Sequence[Tensor]]],
+        ends: PeerEnds,
+        outgoing: Sequence[tuple[Copy, Mapping[str, Tensor]]],
         incoming: Sequence[Copy],
         generation: int,
-        pool: SlotPool,
-        layout: SlabLayout,
-        statistics: StatisticsRecorder,
         other_path: Callable[[Copy, int, TransferError], None],
     ) -> None:
+        self._ends = ends
         self._outgoing = outgoing
         self._incoming = incoming
         self._generation = generation
-        self._pool = pool
-        self._layout = layout
-        self._statistics = statistics
         self._other_path = other_path
+        self._checksum = torch.zeros(1, dtype=torch.int64)
 
     def ready(self) -> bool:
-        return all(self._pool.state(_key(copy)) is SlotState.FREE for copy in self._incoming)
+        return all(self._ends.pool.state(copy.slot) is SlotState.FREE for copy in self._incoming)
 
     def begin(self, wire: Wire) -> list[Work]:
-        works: list[Work] = []
+        ends, works = self._ends, []
         for copy in self._incoming:
-            self._pool.begin_fill(_key(copy), wait_seconds=0.0)
-            views = list(self._pool.weight_views(_key(copy)).values())
-            works += wire.receive(views, copy.source)
+            ends.pool.begin_fill(copy.slot, wait_seconds=0.0)
+            into = list(ends.pool.weight_views(copy.slot).values())
+            into += [self._checksum] if ends.checksums else []
+            works += wire.receive(into, copy.source, self._content(copy))
         for copy, tensors in self._outgoing:
-            works += wire.send(tensors, copy.destination)
+            sent = list(tensors.values())
+            if ends.checksums:
+                sent.append(torch.tensor([ends.layout.checksum(tensors)]))
+            works += wire.send(sent, copy.destination, self._content(copy))
         return works
 
-    def end(self) -> None:
+    def end(self) -> int:
+        ends = self._ends
         for copy in self._incoming:
-            self._pool.end_fill(_key(copy), Content(copy.expert, self._generation))
-            self._statistics.add_copy(Path.PEER, self._layout.payload_bytes)
+            content = self._content(copy)
+            write_stamp(ends.pool.weights(copy.slot), content, int(self._checksum.item()))
+            ends.pool.end_fill(copy.slot, content)
+            ends.statistics.add_copy(Path.PEER, ends.layout.payload_bytes)
+        return len(self._incoming) * ends.layout.payload_bytes
 
     def give_up(self, error: TransferError) -> None:
         for copy in self._incoming:
-            self._pool.undo_fill(_key(copy))
+            self._ends.pool.undo_fill(copy.slot)
             self._other_path(copy, self._generation, error)
+
+    def _content(self, copy: Copy) -> Content:
+        return Content(copy.layer, copy.expert, self._generation)
 
 
 class GradientRound(PeerRound):
@@ -107,40 +144,41 @@ class GradientRound(PeerRound):
 
     def __init__(
         self,
+        ends: PeerEnds,
         outgoing: Sequence[GradientCopy],
         incoming: Mapping[GradientCopy, Tensor],
-        pool: SlotPool,
-        inbox: GradientInbox,
-        statistics: StatisticsRecorder,
+        generation: int,
     ) -> None:
+        self._ends = ends
         self._outgoing = outgoing
         self._incoming = incoming
-        self._pool = pool
-        self._inbox = inbox
-        self._statistics = statistics
+        self._generation = generation
 
     def begin(self, wire: Wire) -> list[Work]:
         works: list[Work] = []
         for copy, buffer in self._incoming.items():
-            works += wire.receive([buffer], copy.rank)
+            works += wire.receive([buffer], copy.rank, self._content(copy))
         for copy in self._outgoing:
-            works += wire.send([self._pool.gradients(SlotKey(copy.layer, copy.slot))], copy.home)
+            slab = self._ends.pool.gradients(copy.slot)
+            works += wire.send([slab], copy.home, self._content(copy))
         return works
 
-    def end(self) -> None:
+    def end(self) -> int:
+        received = 0
         for copy, buffer in self._incoming.items():
-            self._inbox.arrive(copy, buffer)
-            self._statistics.add_gradient(buffer.numel())
+            self._ends.inbox.arrive(copy, buffer)
+            self._ends.statistics.add_gradient(buffer.numel())
+            received += buffer.numel()
         self._free_slots()
+        return received
 
     def give_up(self, error: TransferError) -> None:
-        self._inbox.fail(error)
+        self._ends.inbox.fail(error)
         self._free_slots()
 
     def _free_slots(self) -> None:
         for copy in self._outgoing:
-            self._pool.end_gradients(SlotKey(copy.layer, copy.slot))
+            self._ends.pool.end_gradients(copy.slot)
 
-
-def _key(copy: Copy) -> SlotKey:
-    return SlotKey(copy.layer, copy.slot)
+    def _content(self, copy: GradientCopy) -> Content:
+        return Content(copy.layer, copy.expert, self._generation)

@@ -1,6 +1,7 @@
 """The slab: one expert's tensors packed into one aligned block of bytes."""
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foremoe.errors import InvalidInputError
+from foremoe.transfer.content import STAMP_BYTES
 
 TENSOR_ALIGNMENT = 64
 SLAB_ALIGNMENT = 4096
@@ -27,7 +29,8 @@ class TensorPlace:
 class SlabLayout:
     """The same places in the host cache, in every slot and on every rank, so a copy is one move.
 
-    Tensors start at multiples of 64 bytes, ``nbytes`` is a multiple of 4096.
+    Tensors start at multiples of 64 bytes, ``nbytes`` is a multiple of 4096. The last 64 bytes are
+    the stamp (``content.py``).
     """
 
     dtype: torch.dtype
@@ -51,7 +54,7 @@ class SlabLayout:
             end = offset + count * dtype.itemsize
         if not places:
             raise InvalidInputError("slab: an expert needs at least one tensor")
-        return cls(dtype, tuple(places), align(end, SLAB_ALIGNMENT))
+        return cls(dtype, tuple(places), align(end + STAMP_BYTES, SLAB_ALIGNMENT))
 
     def with_dtype(self, dtype: torch.dtype) -> "SlabLayout":
         """The same tensors in another dtype."""
@@ -78,13 +81,21 @@ class SlabLayout:
         }
 
     def pack(self, tensors: Mapping[str, Tensor], slab: Tensor) -> None:
-        """Copy ``tensors`` into ``slab`` (uint8 ``[nbytes]``); padding is left as it is.
+        """Copy ``tensors`` into ``slab`` (uint8 ``[nbytes]``); its padding and stamp stay.
 
         Raises InvalidInputError when a tensor is missing, unknown or of another shape or dtype.
         """
         self.check(tensors)
         for name, view in self.views(slab).items():
             view.copy_(tensors[name].detach())
+
+    def checksum(self, tensors: Mapping[str, Tensor]) -> int:
+        """CRC-32 of the tensors' bytes in slab order."""
+        total = 0
+        for place in self.places:
+            flat = tensors[place.name].detach().contiguous().view(-1).view(torch.uint8)
+            total = zlib.crc32(flat.numpy().data, total)
+        return total
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise InvalidInputError unless ``tensors`` are those of this layout."""

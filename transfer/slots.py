@@ -2,55 +2,43 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import Tensor
 
-from foremoe.errors import ExhaustedError, ForemoeError, StaleGenerationError, TransferError
+from foremoe.errors import ForemoeError, StaleGenerationError, TransferError
+from foremoe.transfer.content import Content, erase_stamp, read_stamp
 from foremoe.transfer.slab import SlabLayout, aligned_buffer
 
 
 class SlotState(StrEnum):
-    """FREE -> FILLING -> READY -> IN_USE -> (GRADS) -> FREE, and the shortcuts in ``EDGES``."""
+    """FREE -> FILLING -> READY -> IN_USE -> (OWING -> GRADS) -> FREE, and ``EDGES``."""
 
     FREE = "free"
     FILLING = "filling"
     READY = "ready"
     IN_USE = "in use"
+    OWING = "owing"
     GRADS = "grads"
 
 
-FREE, FILLING, READY, IN_USE, GRADS = SlotState
+FREE, FILLING, READY, IN_USE, OWING, GRADS = SlotState
 
 EDGES = {
     (FREE, FILLING),
     (FILLING, READY),
     (FILLING, FREE),  # the copy broke off
-    (FREE, READY),  # the expert is still here from an earlier micro-step
+    (FREE, READY),  # the expert is still here from an earlier use
     (READY, IN_USE),
     (READY, FREE),  # the promise was abandoned
-    (IN_USE, FREE),  # forward only
-    (IN_USE, GRADS),
+    (IN_USE, FREE),  # nothing to return
+    (IN_USE, OWING),  # its gradients are not home yet
+    (OWING, READY),  # the expert stays, and goes on adding to them
+    (OWING, GRADS),  # they go home
     (GRADS, FREE),
 }
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SlotKey:
-    """One slot of this rank."""
-
-    layer: int
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a slot's bytes are."""
-
-    expert: int
-    generation: int
 
 
 @dataclass(slots=True)
@@ -67,198 +55,211 @@ class _Slot:
 
 
 class SlotPool:
-    """R slots for each layer, all of one slab layout. Thread-safe; every wait has a deadline."""
+    """A rank's slots, by number, all of one slab layout. Thread-safe; every wait has a deadline."""
 
-    def __init__(
-        self,
-        layers: Sequence[int],
-        spare_slots: int,
-        layout: SlabLayout,
-        training: bool,
-        limit_bytes: int | None,
-    ) -> None:
-        """Raises ExhaustedError when the pool would exceed ``limit_bytes``."""
+    def __init__(self, slots: int, layout: SlabLayout, training: bool, checksums: bool) -> None:
+        """training: with gradient slabs. checksums: verify a slot's bytes when it is used."""
         self._lock = threading.Lock()
-        self._changed = {layer: threading.Condition(self._lock) for layer in layers}
+        self._changed = threading.Condition(self._lock)
+        self._layout = layout
+        self._checksums = checksums
+        self._dead: ForemoeError | None = None
         gradient_layout = layout.gradient_layout() if training else None
-        each = layout.nbytes + (gradient_layout.nbytes if gradient_layout else 0)
-        self.nbytes = each * len(layers) * spare_slots
-        if limit_bytes is not None and self.nbytes > limit_bytes:
-            raise ExhaustedError(
-                f"slot pool: {len(layers)} layers of {spare_slots} slots of {each} bytes need "
-                f"{self.nbytes} bytes but the limit is {limit_bytes}; raise it or use fewer slots"
-            )
+        each = slot_bytes(layout, training)
+        self.nbytes = slots * each
         memory = aligned_buffer(self.nbytes)
-        self._slots: dict[SlotKey, _Slot] = {}
-        for layer in layers:
-            for slot in range(spare_slots):
-                block = memory[:each]
-                memory = memory[each:]
-                self._slots[SlotKey(layer, slot)] = _make_slot(block, layout, gradient_layout)
+        self._slots = [
+            _make_slot(memory[start : start + each], layout, gradient_layout)
+            for start in range(0, self.nbytes, each)
+        ]
 
-    def state(self, key: SlotKey) -> SlotState:
+    def state(self, slot: int) -> SlotState:
         with self._lock:
-            return self._slots[key].state
+            return self._slots[slot].state
 
-    def weights(self, key: SlotKey) -> Tensor:
+    def weights(self, slot: int) -> Tensor:
         """The slot's slab, uint8."""
-        return self._slots[key].weights
+        return self._slots[slot].weights
 
-    def weight_views(self, key: SlotKey) -> dict[str, Tensor]:
-        return self._slots[key].weight_views
+    def weight_views(self, slot: int) -> dict[str, Tensor]:
+        return self._slots[slot].weight_views
 
-    def gradients(self, key: SlotKey) -> Tensor:
+    def gradients(self, slot: int) -> Tensor:
         """The slot's gradient slab, uint8; the pool must be a training one."""
-        slab = self._slots[key].gradients
+        slab = self._slots[slot].gradients
         assert slab is not None, "a pool without gradients has no gradient slabs"
         return slab
 
-    def expect(self, key: SlotKey) -> None:
+    def expect(self, slot: int) -> None:
         """A new fill is queued for the slot: what became of an earlier one no longer matters."""
         with self._lock:
-            self._slots[key].error = None
+            self._slots[slot].error = None
 
-    def begin_fill(self, key: SlotKey, wait_seconds: float) -> Tensor:
+    def begin_fill(self, slot: int, wait_seconds: float) -> Tensor:
         """Wait until the slot is free, then claim it; returns its slab to copy into."""
         with self._lock:
-            self._wait([key], lambda slot: slot.state is FREE, wait_seconds, "become free")
-            slot = self._move(key, FREE, FILLING)
-            slot.content = None
-            return slot.weights
+            self._wait([slot], lambda s: s.state is FREE, wait_seconds, "become free")
+            found = self._move(slot, FREE, FILLING)
+            found.content = None
+            erase_stamp(found.weights)
+            return found.weights
 
-    def end_fill(self, key: SlotKey, content: Content) -> None:
+    def end_fill(self, slot: int, content: Content) -> None:
         with self._lock:
-            self._move(key, FILLING, READY).content = content
+            self._move(slot, FILLING, READY).content = content
 
-    def undo_fill(self, key: SlotKey) -> None:
+    def undo_fill(self, slot: int) -> None:
         """FILLING -> FREE (or stay FREE): the copy broke off, another path will try."""
         with self._lock:
-            if self._slots[key].state is FILLING:
-                self._move(key, FILLING, FREE)
+            if self._slots[slot].state is FILLING:
+                self._move(slot, FILLING, FREE)
 
-    def fail(self, key: SlotKey, error: ForemoeError) -> None:
+    def fail(self, slot: int, error: ForemoeError) -> None:
         """Record that what was promised for the slot did not come; whoever waits gets ``error``."""
         with self._lock:
-            slot = self._slots[key]
-            if slot.state is FILLING:
-                self._move(key, FILLING, FREE)
-            slot.error = error
-            self._changed[key.layer].notify_all()
+            if self._slots[slot].state is FILLING:
+                self._move(slot, FILLING, FREE)
+            self._slots[slot].error = error
+            self._changed.notify_all()
 
-    def wait_settled(self, keys: Sequence[SlotKey], wait_seconds: float) -> None:
+    def fail_all(self, error: ForemoeError) -> None:
+        """Nothing will come any more: every wait, now and later, ends with ``error``."""
+        with self._lock:
+            self._dead = self._dead or error
+            self._changed.notify_all()
+
+    def wait_settled(self, slots: Collection[int], wait_seconds: float) -> None:
         """Wait until every slot is READY or its fill has failed.
 
         Raises TransferError at the deadline.
         """
         with self._lock:
             self._wait(
-                keys, lambda s: s.state is READY or s.error is not None, wait_seconds, "fill"
+                slots, lambda s: s.state is READY or s.error is not None, wait_seconds, "fill"
             )
 
-    def wait_free(self, keys: Sequence[SlotKey], wait_seconds: float) -> None:
-        """Wait until every slot is FREE. Raises TransferError at the deadline."""
+    def wait_kept(self, slots: Collection[int], wait_seconds: float) -> None:
+        """Wait until every slot may be used again: FREE or OWING. TransferError at the deadline."""
         with self._lock:
-            self._wait(keys, lambda slot: slot.state is FREE, wait_seconds, "become free")
+            self._wait(slots, lambda s: s.state in (FREE, OWING), wait_seconds, "become free")
 
     def wait_all_free(self, wait_seconds: float) -> None:
         """Wait until the whole pool is FREE. Raises TransferError at the deadline."""
-        self.wait_free(list(self._slots), wait_seconds)
-
-    def use(self, kept: Sequence[SlotKey], promised: Mapping[SlotKey, Content]) -> None:
-        """READY (FREE for ``kept`` contents, by way of READY) -> IN_USE, all or none.
-
-        Raises the error with which a fill failed, or StaleGenerationError when a slot does not
-        hold what was promised.
-        """
         with self._lock:
-            for key, content in promised.items():
-                self._check_content(key, content)
-            for key in kept:
-                self._move(key, FREE, READY)
-            for key in promised:
-                self._move(key, READY, IN_USE).uses += 1
+            slots = range(len(self._slots))
+            self._wait(slots, lambda s: s.state is FREE, wait_seconds, "become free")
 
-    def uses(self, key: SlotKey) -> int:
+    def use(self, kept: Collection[int], promised: Mapping[int, Content]) -> None:
+        """READY (FREE or OWING for ``kept``, by way of READY) -> IN_USE, all or none.
+
+        Raises the error with which a fill failed, or as ``check``.
+        """
+        for slot, content in promised.items():
+            error = self._slots[slot].error
+            if error is not None:
+                raise error
+            self.check(slot, content)
+        with self._lock:
+            for slot in kept:
+                self._move(slot, OWING if self._slots[slot].state is OWING else FREE, READY)
+            for slot in promised:
+                self._move(slot, READY, IN_USE).uses += 1
+
+    def check(self, slot: int, promised: Content) -> None:
+        """Raise StaleGenerationError unless a settled slot holds ``promised`` and is stamped so.
+
+        With checksums, raises TransferError when its bytes are not those its home published.
+        """
+        found = self._slots[slot]
+        stamped, checksum = read_stamp(found.weights)
+        if not found.content == stamped == promised:
+            raise StaleGenerationError(
+                f"slot {slot}: {promised} was promised but it holds {found.content}, stamped "
+                f"{stamped}"
+            )
+        if self._checksums and self._layout.checksum(found.weight_views) != checksum:
+            raise TransferError(
+                f"slot {slot}: the bytes of {promised} are not those its home published; they "
+                "were changed under way or in memory"
+            )
+
+    def uses(self, slot: int) -> int:
         """How often the slot was taken into use; tells one use from the next."""
         with self._lock:
-            return self._slots[key].uses
+            return self._slots[slot].uses
 
-    def clean_gradients(self, key: SlotKey) -> dict[str, Tensor]:
-        """Zeroed gradient tensors of a slot in use; often the last sender has zeroed them."""
-        slot = self._slots[key]
-        assert slot.gradient_views is not None, "a pool without gradients has no gradient slabs"
-        if slot.gradients_dirty:
-            self.gradients(key).zero_()
-        slot.gradients_dirty = True
-        return slot.gradient_views
+    def gradient_views(self, slot: int, keep: bool) -> dict[str, Tensor]:
+        """Gradient tensors of a slot in use, zeroed unless ``keep``; senders leave them zeroed."""
+        found = self._slots[slot]
+        assert found.gradient_views is not None, "a pool without gradients has no gradient slabs"
+        if found.gradients_dirty and not keep:
+            self.gradients(slot).zero_()
+        found.gradients_dirty = True
+        return found.gradient_views
 
-    def release(self, key: SlotKey) -> None:
-        """IN_USE -> FREE; the content stays known."""
+    def release(self, slot: int, owing: bool) -> None:
+        """IN_USE -> FREE, or OWING if its gradients must still go home; the content stays known."""
         with self._lock:
-            self._move(key, IN_USE, FREE)
+            self._move(slot, IN_USE, OWING if owing else FREE)
 
-    def hold_gradients(self, key: SlotKey) -> None:
-        """IN_USE -> GRADS: the gradient slab must not change until it is sent."""
+    def hold_gradients(self, slot: int) -> None:
+        """OWING -> GRADS: the gradient slab must not change until it is sent."""
         with self._lock:
-            self._move(key, IN_USE, GRADS)
+            self._move(slot, OWING, GRADS)
 
-    def end_gradients(self, key: SlotKey) -> None:
+    def end_gradients(self, slot: int) -> None:
         """Zero the gradient slab for the next use, then GRADS -> FREE."""
-        slot = self._slots[key]
-        self.gradients(key).zero_()
-        slot.gradients_dirty = False
+        self.gradients(slot).zero_()
+        self._slots[slot].gradients_dirty = False
         with self._lock:
-            self._move(key, GRADS, FREE)
+            self._move(slot, GRADS, FREE)
 
-    def abandon(self, key: SlotKey) -> None:
+    def abandon(self, slot: int) -> None:
         """READY -> FREE (or stay FREE if the fill failed)."""
         with self._lock:
-            if self._slots[key].state is READY:
-                self._move(key, READY, FREE)
+            if self._slots[slot].state is READY:
+                self._move(slot, READY, FREE)
 
     def forget_all(self) -> None:
         """Void every slot's content; all must be free."""
         with self._lock:
-            for key, slot in self._slots.items():
-                assert slot.state is FREE, f"{key} is {slot.state} while its content is voided"
+            for number, slot in enumerate(self._slots):
+                assert slot.state is FREE, f"slot {number} is {slot.state} while it is voided"
                 slot.content, slot.error = None, None
 
-    def _check_content(self, key: SlotKey, promised: Content) -> None:
-        slot = self._slots[key]
-        if slot.error is not None:
-            raise slot.error
-        if slot.content != promised:
-            raise StaleGenerationError(
-                f"layer {key.layer} slot {key.slot}: {promised} was promised but it holds "
-                f"{slot.content}"
-            )
-
-    def _move(self, key: SlotKey, before: SlotState, after: SlotState) -> _Slot:
-        slot = self._slots[key]
+    def _move(self, slot: int, before: SlotState, after: SlotState) -> _Slot:
+        found = self._slots[slot]
         assert (before, after) in EDGES
-        assert slot.state is before, f"{key} is {slot.state}, not {before}: cannot become {after}"
-        slot.state = after
-        if after in (FREE, READY):
-            self._changed[key.layer].notify_all()
-        return slot
+        assert found.state is before, f"slot {slot} is {found.state}, not {before}: not {after}"
+        found.state = after
+        if after in (FREE, READY, OWING):
+            self._changed.notify_all()
+        return found
 
     def _wait(
         self,
-        keys: Sequence[SlotKey],
+        slots: Collection[int],
         done: Callable[[_Slot], bool],
         wait_seconds: float,
         what: str,
     ) -> None:
         deadline = time.monotonic() + wait_seconds
-        while waiting := [key for key in keys if not done(self._slots[key])]:
+        while waiting := [slot for slot in slots if not done(self._slots[slot])]:
+            if self._dead is not None:
+                raise self._dead
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                key = waiting[0]
+                state = self._slots[waiting[0]].state
                 raise TransferError(
-                    f"layer {key.layer} slot {key.slot}: did not {what} within {wait_seconds} s "
-                    f"(it is {self._slots[key].state}); a rank of the group is late or lost"
+                    f"slot {waiting[0]}: did not {what} within {wait_seconds} s (it is {state}); "
+                    "a rank of the group is late or lost"
                 )
-            self._changed[waiting[0].layer].wait(remaining)
+            self._changed.wait(remaining)
+
+
+def slot_bytes(layout: SlabLayout, training: bool) -> int:
+    """Memory of one slot: weights, and gradients if it trains."""
+    return layout.nbytes + (layout.gradient_layout().nbytes if training else 0)
 
 
 def _make_slot(block: Tensor, layout: SlabLayout, gradient_layout: SlabLayout | None) -> _Slot:

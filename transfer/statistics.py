@@ -1,13 +1,15 @@
-"""What the transfer engine did since the last look."""
+"""What the transfer engine did since the last look, and how fast its paths were."""
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.transfer.copies import Path
+
+SAMPLES = 256
 
 
 @dataclass(slots=True)
@@ -37,12 +39,24 @@ class StatisticsRecorder:
     def __init__(self, layers: int) -> None:
         self._lock = threading.Lock()
         self._now = TransferStatistics(np.zeros(layers))
+        self._speeds = {path: deque[float](maxlen=SAMPLES) for path in Path}
 
     def take(self) -> TransferStatistics:
         with self._lock:
             taken = self._now
             self._now = TransferStatistics(np.zeros_like(taken.exposed_seconds))
             return taken
+
+    def take_speed(self, path: Path) -> float:
+        """Bytes per second of a path since the last call, 0 if it carried nothing.
+
+        It is the upper quartile of single copies: one that waited for a late rank says nothing
+        about the link.
+        """
+        with self._lock:
+            samples = sorted(self._speeds[path])
+            self._speeds[path].clear()
+        return samples[3 * len(samples) // 4] if samples else 0.0
 
     def add_exposed(self, row: int, seconds: float) -> None:
         """``row`` is the layer's position among the engine's layers."""
@@ -60,6 +74,12 @@ class StatisticsRecorder:
                 self._now.host_bytes += nbytes
             else:
                 self._now.peer_bytes += nbytes
+
+    def add_speed(self, path: Path, nbytes: int, seconds: float) -> None:
+        """A path moved ``nbytes`` in ``seconds``."""
+        if seconds > 0:
+            with self._lock:
+                self._speeds[path].append(nbytes / seconds)
 
     def add_gradient(self, nbytes: int) -> None:
         with self._lock:

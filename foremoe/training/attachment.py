@@ -2,8 +2,10 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from foremoe.training.home_experts import HomeExperts
 from foremoe.training.layout import GroupLayout
 from foremoe.training.session import RankSession
 from foremoe.transfer.engine import TransferEngine
+from foremoe.transfer.gradients import ReturnedGradient
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.slab import SlabLayout
 
@@ -78,6 +81,7 @@ def open_session(
         cache=_open_cache(layout, slab, control_group, options),
         peer_group=peer_group,
         home_weights=lambda layer, expert: by_layer[layer].weights(expert),
+        add_gradients=partial(_add_gradients, by_layer),
         limit_bytes=options.limit_bytes,
         wait_seconds=options.wait_seconds,
         home=layout.home,
@@ -91,6 +95,12 @@ def open_session(
         client,
         plan_wait_seconds=options.plan_wait_seconds,
     )
+
+
+def _add_gradients(homes: Mapping[int, HomeExperts], returned: Sequence[ReturnedGradient]) -> None:
+    """Add what replicas elsewhere computed, in the order of their ranks."""
+    for (layer, expert), replicas in groupby(returned, lambda one: (one.layer, one.expert)):
+        homes[layer].add_gradients(expert, [replica.gradients for replica in replicas])
 
 
 def _layout(

@@ -10,8 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from foremoe.training import gated_mlp
-from foremoe.training.replica import Function, differentiate_replica, run_replica
-from foremoe.transfer.replica import Replica
+from foremoe.training.replica import Acquire, Function, differentiate_replica, run_replica
 
 Weights = Mapping[str, Tensor]
 
@@ -21,7 +20,7 @@ class ExpertFunction(Protocol):
 
     def at_home(self, rows: Tensor, weights: Weights) -> Tensor: ...
 
-    def as_replica(self, rows: Tensor, replica: Replica) -> Tensor: ...
+    def as_replica(self, rows: Tensor, slot: int, acquire: Acquire) -> Tensor: ...
 
 
 class GatedMlp:
@@ -30,8 +29,8 @@ class GatedMlp:
     def at_home(self, rows: Tensor, weights: Weights) -> Tensor:
         return gated_mlp.forward(rows, weights)[0]
 
-    def as_replica(self, rows: Tensor, replica: Replica) -> Tensor:
-        return run_replica(rows, replica)
+    def as_replica(self, rows: Tensor, slot: int, acquire: Acquire) -> Tensor:
+        return run_replica(rows, slot, acquire)
 
 
 class Differentiated:
@@ -43,5 +42,5 @@ class Differentiated:
     def at_home(self, rows: Tensor, weights: Weights) -> Tensor:
         return self._function(weights, rows)
 
-    def as_replica(self, rows: Tensor, replica: Replica) -> Tensor:
-        return differentiate_replica(self._function, replica, rows)
+    def as_replica(self, rows: Tensor, slot: int, acquire: Acquire) -> Tensor:
+        return differentiate_replica(self._function, slot, acquire, rows)

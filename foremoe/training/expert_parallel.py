@@ -114,10 +114,10 @@ def _compute(
     segments = received.rows.index_select(0, by_slot).split(counts)
     owned = work.slots.experts_per_rank
     outputs = _home_outputs(segments[:owned], home, expert)
-    replicas = work.acquire()
+    work.acquire()
     for slot, rows in enumerate(segments[owned:]):
         if len(rows):
-            outputs.append(expert.as_replica(rows, replicas[slot]))
+            outputs.append(expert.as_replica(rows, slot, work.acquire))
     return torch.cat(outputs).index_select(0, torch.argsort(by_slot))
 
 

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from foremoe.client.rank import MicroStepReport, RankPlan
+from foremoe.client.rank import MicroStepReport
+from foremoe.training.lookahead import AgreedPlan
 from foremoe.transfer.replica import Replica
 
 
@@ -55,7 +57,17 @@ class MicroStepRun:
     """A micro-step under way: its agreed plan, and the next one whose copies may start already."""
 
     record: MicroStepRecord
-    plan: RankPlan | None
-    upcoming: RankPlan | None
+    agreed: AgreedPlan | None
+    upcoming: AgreedPlan | None
     acquired: dict[int, Mapping[int, Replica]] = field(default_factory=dict)
+    forwarded: set[int] = field(default_factory=set)
     finished: set[int] = field(default_factory=set)
+
+    def is_planned_forward(self, position: int) -> bool:
+        """Whether a layer's forward is the one the plan is for: the first, or its recomputation.
+
+        Any other one computes at home: slots and gradients serve one forward and backward.
+        """
+        if position in self.finished:
+            return False
+        return position not in self.forwarded or torch._C._current_graph_task_id() != -1

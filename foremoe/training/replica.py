@@ -10,7 +10,6 @@ from foremoe.training import gated_mlp
 from foremoe.transfer.replica import Replica
 
 Acquire = Callable[[], Mapping[int, Replica]]
-
 Function = Callable[..., Tensor]
 
 
@@ -46,28 +45,31 @@ def run_replica(rows: Tensor, slot: int, acquire: Acquire) -> Tensor:
     return output
 
 
-def differentiate_replica(function: Function, replica: Replica, *inputs: Tensor) -> Tensor:
-    """``function(replica.weights, *inputs)``; backward runs it again and keeps no weights.
+def differentiate_replica(
+    function: Function, slot: int, acquire: Acquire, *inputs: Tensor
+) -> Tensor:
+    """``function(weights, *inputs)`` of the replica in ``slot``; as ``run_replica`` otherwise.
 
-    Backward adds the weight gradients to the replica's gradient slab and raises TransferError when
-    the slot no longer holds the expert that forward used.
+    Backward runs the function again.
     """
-    output: Tensor = _Differentiated.apply(function, replica, *inputs)  # type: ignore[no-untyped-call]
+    output: Tensor = _Differentiated.apply(function, slot, acquire, *inputs)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Differentiated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, function: Function, replica: Replica, *inputs: Tensor) -> Tensor:
-        replica.check_held()
+    def forward(
+        ctx: Any, function: Function, slot: int, acquire: Acquire, *inputs: Tensor
+    ) -> Tensor:
+        replica = acquire()[slot]
         ctx.save_for_backward(*inputs)
-        ctx.function, ctx.replica = function, replica
+        ctx.function, ctx.slot, ctx.acquire, ctx.content = function, slot, acquire, replica.content
         return function(replica.weights, *inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        replica: Replica = ctx.replica
-        replica.check_held()
+        replica: Replica = ctx.acquire()[ctx.slot]
+        replica.check_held(ctx.content)
         assert replica.gradients is not None, "a forward-only slot cannot run backward"
         inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
         weights = {name: w.detach().requires_grad_() for name, w in replica.weights.items()}
@@ -76,4 +78,4 @@ class _Differentiated(torch.autograd.Function):
         found = torch.autograd.grad(output, [*inputs, *weights.values()], gradients)
         for name, gradient in zip(weights, found[len(inputs) :], strict=True):
             replica.gradients[name].add_(gradient)
-        return None, None, *found[: len(inputs)]
+        return None, None, None, *found[: len(inputs)]

@@ -11,32 +11,32 @@ All ranks of the EP group run the same stages and micro-steps in the same order,
 expert parallelism anyway. Whatever happens to the runtime, the numbers stay the same.
 """
 
-import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 import torch.distributed as dist
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from foremoe.client.rank import MicroStepReport, RankPlan
-from foremoe.errors import InvalidInputError, TransferError
+from foremoe.errors import InvalidInputError, NotReadyError, TransferError
 from foremoe.training.agreement import agree
 from foremoe.training.expert_parallel import LayerWork
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.layout import GroupLayout
+from foremoe.training.lookahead import AgreedPlan, Lookahead
 from foremoe.training.micro_step import MicroStepRecord, MicroStepRun
 from foremoe.training.split_table import SplitTable
 from foremoe.transfer.copies import Path
 from foremoe.transfer.engine import TransferEngine
+from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.replica import Replica
 from foremoe.vocabulary import DegradedReason, Stage
-
-log = logging.getLogger(__name__)
 
 
 class PlanSource(Protocol):
@@ -88,13 +88,15 @@ class RankSession:
         self._homes = {home.layer: home for home in homes}
         self._control_group = control_group
         self._engine = engine
+        self._lookahead = Lookahead(engine, layout)
         self._client = client
         self._plan_wait_seconds = plan_wait_seconds
         self._tables = [SplitTable(layout.slots, layout.home[i]) for i in range(len(layout.layers))]
         self._stage: StageRun | None = None
         self._run: MicroStepRun | None = None
-        self._promised: RankPlan | None = None
+        self._promised: AgreedPlan | None = None
         self._failed = False
+        self._step_hook = register_optimizer_step_pre_hook(self._before_optimizer_step)
         engine.weights_changed()
 
     @contextmanager
@@ -111,6 +113,10 @@ class RankSession:
         run = self._stage = StageRun(step, stage, balanced)
         try:
             yield run
+            self._bring_gradients_home(run)
+        except BaseException:
+            self._failed |= self._engine.owing
+            raise
         finally:
             self._stage = None
         if self._promised is not None:
@@ -141,25 +147,23 @@ class RankSession:
         """What ``run_experts`` needs for one layer, now; also outside of any micro-step."""
         position = self.layout.position(layer)
         run = self._run
-        if run is None or position in run.finished:
-            # Also a second forward in a micro-step: the slots serve the next one already.
+        if run is None or not run.is_planned_forward(position):
             return LayerWork.at_home(self.layout.slots, self._tables[position])
         table = self._tables[position]
-        if run.plan is not None:
+        if run.agreed is not None:
             table = SplitTable(
                 self.layout.slots,
                 self.layout.home[position],
-                run.plan.replica_expert[position],
-                run.plan.replica_tokens[position],
+                run.agreed.plan.replica_expert[position],
+                run.agreed.plan.replica_tokens[position],
             )
-        finish = partial(self._finish_layer, run, position)
         return LayerWork(
             self.layout.slots,
             table,
             acquire=partial(self._acquire, run, position),
             computed=partial(_count, run.record, position),
-            forward_done=_nothing if self._backward_follows else finish,
-            backward_done=finish if self._backward_follows else _nothing,
+            forward_done=partial(self._end_forward, run, position),
+            backward_done=partial(self._end_layer, run, position),
         )
 
     def weights_changed(self) -> None:
@@ -169,12 +173,15 @@ class RankSession:
         """
         if self._run is not None:
             raise InvalidInputError("weights_changed: leave the micro_step block first")
+        self._refuse_missing_gradients()
         if self._promised is not None:
             self._abandon()
+        self._feed_back_speed()
         self._engine.weights_changed()
 
     def close(self) -> None:
         """End the background threads; do not compute with the attached model afterwards."""
+        self._step_hook.remove()
         if self._client is not None:
             self._client.close()
         self._engine.close()
@@ -184,32 +191,39 @@ class RankSession:
         record = MicroStepRecord(index, np.zeros(layers, np.int64), np.zeros(layers, np.float64))
         if not stage.balanced:
             return MicroStepRun(record, None, None)
-        plan, upcoming, record.degraded_reason = self._agree(stage, index)
-        record.balanced = plan is not None
+        agreed, upcoming, record.degraded_reason = self._agree(stage, index)
+        record.balanced = agreed is not None
+        if agreed is None:
+            self._engine.return_gradients()
+        elif agreed is not self._promised:
+            self._lookahead.add(agreed, self._uses)
+        if upcoming is not None:
+            self._lookahead.add(upcoming, self._uses)
         self._promised = upcoming
-        return MicroStepRun(record, plan, upcoming)
+        return MicroStepRun(record, agreed, upcoming)
 
-    def _agree(self, stage: StageRun, index: int) -> tuple[RankPlan | None, RankPlan | None, str]:
+    def _agree(
+        self, stage: StageRun, index: int
+    ) -> tuple[AgreedPlan | None, AgreedPlan | None, str]:
         """Settle with the group the plan of this micro-step, and of the next one if it is there."""
-        promised = self._promised
-        if promised is not None and promised.micro_step != index:
+        if self._promised is not None and self._promised.plan.micro_step != index:
             self._abandon()
-            promised = None
-        plan, reason = promised, ""
+        promised = self._promised
+        plan, reason = (None, "") if promised is None else (promised.plan, "")
         if plan is None:
             plan, reason = self._plan(stage, index, self._plan_wait_seconds)
         upcoming, _ = self._plan(stage, index + 1, 0.0)
         if plan is None or (upcoming is not None and upcoming.mini_batch != plan.mini_batch):
             upcoming = None
-        digests = [None if p is None else p.digest for p in (plan, upcoming)]
-        now, next_too = agree(digests, self._control_group)
-        if promised is None and not now:
-            return None, None, reason or DegradedReason.OTHER_RANK
+        shape = (len(self.layout.layers), self.layout.topology.ranks, self.layout.spare_slots)
+        serving, serving_next = agree([plan, upcoming], shape, self._control_group)
+        if promised is None and plan is not None and serving is not None:
+            promised = AgreedPlan(plan, serving)
         if promised is None:
-            assert plan is not None
-            for position in range(len(self.layout.layers)):
-                self._promise(plan, position)
-        return plan, upcoming if next_too else None, ""
+            return None, None, reason or DegradedReason.OTHER_RANK
+        if upcoming is None or serving_next is None:
+            return promised, None, ""
+        return promised, AgreedPlan(upcoming, serving_next), ""
 
     def _plan(
         self, stage: StageRun, index: int, wait_seconds: float
@@ -226,71 +240,125 @@ class RankSession:
             return None, DegradedReason.OTHER_LAYOUT
         return plan, ""
 
-    def _promise(self, plan: RankPlan, position: int) -> None:
-        self._engine.promise(
-            self.layout.layers[position],
-            self.layout.home[position],
-            plan.replica_expert[position],
-        )
+    @property
+    def _uses(self) -> list[int]:
+        """Positions of layers in the order in which a micro-step uses their replicas.
 
-    def _acquire(self, run: MicroStepRun, position: int) -> Mapping[int, Replica]:
-        """One layer's replicas by plan slot; the same when a checkpointed forward runs again."""
-        if run.plan is None:
-            return {}
-        if position not in run.acquired:
-            held = self._engine.acquire(
-                self.layout.layers[position], with_gradients=self._backward_follows
-            )
-            by_expert = {replica.expert: replica for replica in held}
-            wanted = run.plan.replica_expert[position, self.layout.rank]
-            run.acquired[position] = {
-                slot: by_expert[int(expert)] for slot, expert in enumerate(wanted) if expert >= 0
-            }
-        return run.acquired[position]
-
-    def _finish_layer(self, run: MicroStepRun, position: int) -> None:
-        """The layer needs its replicas no more: gradients go home, the next copies may come."""
-        if run.plan is None or position in run.finished:
-            return
-        self._acquire(run, position)
-        run.finished.add(position)
-        if self._backward_follows:
-            self._engine.return_gradients(self.layout.layers[position])
-        else:
-            self._engine.release(self.layout.layers[position])
-        if run.upcoming is not None:
-            self._promise(run.upcoming, position)
+        Slots that layers share are filled again for backward; a layer's own are kept until then.
+        """
+        forward = list(range(len(self.layout.layers)))
+        return forward + (forward[::-1] if self._backward_fetches else [])
 
     @property
     def _backward_follows(self) -> bool:
         return self._stage is not None and self._stage.stage is Stage.UPDATE
 
-    def _finish(self, run: MicroStepRun) -> None:
-        for position in reversed(range(len(self.layout.layers))):
-            self._finish_layer(run, position)
-        if run.plan is None:
+    @property
+    def _backward_fetches(self) -> bool:
+        return self._backward_follows and not self._engine.resident
+
+    def _acquire(self, run: MicroStepRun, position: int) -> Mapping[int, Replica]:
+        """A layer's replicas by plan slot, the same until its use ends."""
+        if run.agreed is None:
+            return {}
+        if position not in run.acquired:
+            with_gradients = self._backward_follows and (
+                self._engine.resident or position in run.forwarded
+            )
+            held = self._engine.acquire(self.layout.layers[position], with_gradients)
+            by_expert = {replica.expert: replica for replica in held}
+            wanted = run.agreed.plan.replica_expert[position, self.layout.rank].tolist()
+            run.acquired[position] = {
+                slot: by_expert[expert] for slot, expert in enumerate(wanted) if expert in by_expert
+            }
+        return run.acquired[position]
+
+    def _end_forward(self, run: MicroStepRun, position: int) -> None:
+        """Shared slots go to the next layer; those of the layer itself wait for backward."""
+        if position in run.forwarded:
             return
-        if self._backward_follows:
-            returned = self._engine.collect_gradients()
-            for (layer, expert), replicas in groupby(returned, lambda r: (r.layer, r.expert)):
-                self._homes[layer].add_gradients(expert, [r.gradients for r in replicas])
+        if run.agreed is not None and self._backward_fetches:
+            self._acquire(run, position)
+            self._engine.release(self.layout.layers[position])
+            del run.acquired[position]
+            self._lookahead.advance()
+        run.forwarded.add(position)
+        if not self._backward_follows:
+            self._end_layer(run, position)
+
+    def _end_layer(self, run: MicroStepRun, position: int) -> None:
+        """The layer needs its replicas no more; the next copies may come.
+
+        Their gradients stay where they are if the next micro-step adds to them.
+        """
+        if run.agreed is None or position in run.finished:
+            return
+        layer = self.layout.layers[position]
+        self._acquire(run, position)
+        run.finished.add(position)
+        self._engine.release(layer)
+        if run.upcoming is None or not self._engine.resident:
+            self._engine.return_gradients(layer)
+        self._lookahead.advance()
+
+    def _finish(self, run: MicroStepRun) -> None:
+        """End what the model's code left out, on all ranks alike, and bring gradients home."""
+        layers = range(len(self.layout.layers))
+        for position in layers:
+            self._end_forward(run, position)
+        for position in reversed(layers):
+            self._end_layer(run, position)
+        self._engine.collect_gradients()
+        self._add_statistics(run.record)
+
+    def _bring_gradients_home(self, run: StageRun) -> None:
+        """The stage ends in the middle of a mini-batch: the next one may be long in coming."""
+        if self._engine.owing:
+            self._engine.return_gradients()
+            self._engine.collect_gradients()
+            self._add_statistics(run.records[-1])
+
+    def _add_statistics(self, record: MicroStepRecord) -> None:
         statistics = self._engine.statistics()
-        run.record.exposed_seconds[:] = statistics.exposed_seconds
-        run.record.exposed_gradient_seconds = statistics.exposed_gradient_seconds
-        run.record.host_bytes = statistics.host_bytes
-        run.record.peer_bytes = statistics.peer_bytes
-        run.record.gradient_bytes = statistics.gradient_bytes
-        run.record.host_copies = statistics.copies[Path.HOST]
-        run.record.peer_copies = statistics.copies[Path.PEER]
+        record.exposed_seconds += statistics.exposed_seconds
+        record.exposed_gradient_seconds += statistics.exposed_gradient_seconds
+        record.host_bytes += statistics.host_bytes
+        record.peer_bytes += statistics.peer_bytes
+        record.gradient_bytes += statistics.gradient_bytes
+        record.host_copies += statistics.copies[Path.HOST]
+        record.peer_copies += statistics.copies[Path.PEER]
+
+    def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
+        """Called by torch before any optimizer of this process changes weights."""
+        if self._failed or self._engine.owing:
+            own = {id(p) for home in self._homes.values() for p in home.parameters.values()}
+            if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+                self._refuse_missing_gradients()
+
+    def _refuse_missing_gradients(self) -> None:
+        if self._failed:
+            raise TransferError(
+                "a micro-step failed on this rank, so gradients of its mini-batch are missing; "
+                "close the session, attach again and repeat the mini-batch from zero gradients"
+            )
+        if self._engine.owing:
+            raise NotReadyError(
+                "the schedule has more micro-steps of this mini-batch, so gradients are still "
+                "with replicas; run them, or leave the stage block, before the optimizer step"
+            )
+
+    def _feed_back_speed(self) -> None:
+        """Let all ranks choose paths by what the group has measured since the last call."""
+        speed = self._engine.measured_speed()
+        sent = torch.tensor([speed.host, speed.peer], dtype=torch.float64)
+        gathered = [torch.empty_like(sent) for _ in range(self.layout.topology.ranks)]
+        dist.all_gather(gathered, sent, group=self._control_group)
+        self._engine.apply_speed([PathSpeed(*pair.tolist()) for pair in gathered])
 
     def _abandon(self) -> None:
-        self._engine.abandon()
+        self._lookahead.clear()
         self._promised = None
 
 
 def _count(record: MicroStepRecord, position: int, pairs: int) -> None:
     record.computed_tokens[position] = pairs
-
-
-def _nothing() -> None:
-    return None
