@@ -33,14 +33,24 @@ def expert_histogram(
         raise InvalidInputError(
             f"skip: expected uint8 [{len(ids)}], got {skip.dtype} {list(skip.shape)}"
         )
+    unsigned = np.ascontiguousarray(ids).view(f"u{ids.dtype.itemsize}")
     histogram = np.zeros((ids.shape[1], num_experts), np.uint32)
-    token, layer, expert = _count(np.ascontiguousarray(ids), skip, histogram)
+    token = _count(unsigned, largest_id(unsigned, num_experts), skip, histogram)
     if token >= 0:
+        layer, choice = np.argwhere((ids[token] < 0) | (ids[token] >= num_experts))[0]
         raise InvalidInputError(
-            f"expert ids: token {token}, layer row {layer} has expert {expert}, "
+            f"expert ids: token {token}, layer row {layer} has expert {ids[token, layer, choice]}, "
             f"but there are {num_experts} experts"
         )
     return histogram
+
+
+def largest_id(unsigned: NDArray[Any], num_experts: int) -> Any:
+    """``num_experts - 1``, or what the type of ``unsigned`` can say at most, as that type.
+
+    Signed ids viewed as unsigned ones are beyond it when they are negative.
+    """
+    return unsigned.dtype.type(min(num_experts - 1, np.iinfo(unsigned.dtype).max))
 
 
 def warm_up() -> None:
@@ -51,18 +61,20 @@ def warm_up() -> None:
 
 @kernel
 def _count(
-    ids: NDArray[Any], skip: NDArray[np.uint8], histogram: NDArray[np.uint32]
-) -> tuple[int, int, int]:
-    """Add up ``ids``; the first bad (token, layer, id), or -1 three times."""
+    ids: NDArray[Any], limit: Any, skip: NDArray[np.uint8], histogram: NDArray[np.uint32]
+) -> int:
+    """Add up ``ids``; the first token that has one beyond ``limit``, or -1."""
     tokens, layers, top_k = ids.shape
-    experts = histogram.shape[1]
     for token in range(tokens):
         if skip[token] != 0:
             continue
+        row = ids[token].reshape(layers * top_k)
+        largest = ids.dtype.type(0)
+        for place in range(layers * top_k):
+            largest = max(largest, row[place])  # far cheaper than a look at each before its use
+        if largest > limit:
+            return token
         for layer in range(layers):
             for choice in range(top_k):
-                expert = ids[token, layer, choice]
-                if expert < 0 or expert >= experts:
-                    return token, layer, int(expert)
-                histogram[layer, expert] += np.uint32(1)
-    return -1, -1, -1
+                histogram[layer, ids[token, layer, choice]] += np.uint32(1)
+    return -1

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.foresight.histogram import largest_id
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.routing import Fault, FaultKind, Routing, Row
 from foremoe.planner.kernel import kernel
@@ -56,9 +57,11 @@ def inspect(
     if rows is not None and rows.shape != ids.shape[:1]:
         raise InvalidInputError(f"{where}: has {len(ids)} rows, its mask {list(rows.shape)}")
     positions = model.positions(ids.shape[1], where)
-    if len(positions) < ids.shape[1]:
-        ids = ids[:, positions]
-    ids = np.ascontiguousarray(ids)
+    first, last = positions[0], positions[-1]
+    if len(positions) == last + 1 - first:
+        ids = np.ascontiguousarray(ids[:, first : last + 1])
+    else:
+        ids = np.take(ids, positions, axis=1)
     known = np.zeros(len(ids), np.uint8) if rows is None else rows
     told, faults = _examine(sequence, where, ids, model, known)
     if ids.dtype.kind == "i" and ids.dtype.itemsize < 4:
@@ -83,7 +86,10 @@ def _examine(
     layers = len(model.layers)
     blank, negative = np.zeros((2, len(ids)), np.int32)  # layers, by row
     blank_rows = np.zeros(layers, np.int64)
-    token, layer, expert = _scan(ids, known, model.num_experts, blank, negative, blank_rows)
+    unsigned = ids.view(f"u{ids.dtype.itemsize}")
+    suspicious = _suspicious(unsigned, largest_id(unsigned, model.num_experts))
+    sound = np.where(suspicious, known, np.uint8(1))
+    token, layer, expert = _scan(ids, sound, model.num_experts, blank, negative, blank_rows)
     if token >= 0:
         raise InvalidInputError(
             f"{where}: row {token}, layer {model.layers[layer]} has expert {expert}, "
@@ -111,6 +117,28 @@ def _examine(
             faults.append(Fault(kind, sequence, int(np.count_nonzero(found))))
     told = np.where((negative > 0) | partly | wholly, Row.MISSING, known).astype(np.uint8)
     return told, tuple(faults)
+
+
+@kernel
+def _suspicious(ids: NDArray[Any], limit: Any) -> NDArray[np.bool_]:
+    """Rows to look at more closely: with an id beyond ``limit``, or a layer's first id again.
+
+    Nearly all rows are none of it, so this, all that runs over every id, has to be fast.
+    """
+    tokens, layers, top_k = ids.shape
+    found = np.zeros(tokens, np.bool_)
+    second = min(1, top_k - 1)
+    for token in range(tokens):
+        row = ids[token].reshape(layers * top_k)
+        largest = row[0]
+        for place in range(layers * top_k):
+            largest = max(largest, row[place])
+        again = False
+        for layer in range(layers):
+            expert = row[layer * top_k]
+            again |= expert == row[layer * top_k + second] if top_k > 1 else expert == 0
+        found[token] = again | (largest > limit)
+    return found
 
 
 @kernel
