@@ -15,6 +15,7 @@ from foremoe import __version__
 from foremoe.errors import (
     ConflictError,
     ExhaustedError,
+    ForemoeError,
     InvalidInputError,
     NotReadyError,
     UnknownError,
@@ -123,9 +124,10 @@ class Coordinator:
                 )
             return len(schedule)
         record = StageRecord(group, step, stage, schedule)
-        job = planning_job(record, group.description, held.foresight, self._config.target)
+        job = planning_job(record, group, held, self._config.target)
         self._reserve(record.load_bytes + record.kept_bytes, keep=step)
         held.add_stage(record)
+        held.homes[ep_group] = job.homes
         self._start_planning(job)
         return len(schedule)
 
@@ -152,6 +154,9 @@ class Coordinator:
         if record.cancelled.is_set():
             return
         record.plans.append(plan)
+        group = self.groups.get(record.ep_group)
+        if group.description.moves_homes:
+            group.home = plan.home
         self._plan_logs[record.ep_group].append(record, plan)
         self._wake_streams()
 
@@ -177,8 +182,20 @@ class Coordinator:
     # Ranks
 
     def register(self, registration: RankRegistration) -> str:
-        """Take a rank in; the name of this run of the daemon. Raises as EpGroups.register does."""
-        self.groups.register(registration)
+        """Take a rank in; the name of this run of the daemon.
+
+        Raises as EpGroups.register does, and ExhaustedError when there is no room for the homes of
+        a new group that moves them.
+        """
+        home_bytes = 0
+        if registration.moves_homes and registration.ep_group not in self.groups:
+            home_bytes = len(registration.layers) * registration.num_experts * 4
+        self.budget.reserve(home_bytes)
+        try:
+            self.groups.register(registration)
+        except ForemoeError:
+            self.budget.release(home_bytes)
+            raise
         return self.daemon_id
 
     def open_stream(self, ep_group: str, rank: int) -> EpGroup:

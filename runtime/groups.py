@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import fields, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foremoe.errors import ConflictError, ExhaustedError, UnknownError
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.status import EpGroupStatus, StageDetail
@@ -11,10 +14,15 @@ MAX_GROUPS = 256
 
 
 class EpGroup:
-    """One EP group; ``description`` is its first rank's registration with rank 0."""
+    """One EP group; ``description`` is its first rank's registration with rank 0.
+
+    home: int32 ``[L, E]``, where its experts live: as a rank said last, or as planned since; None
+    for contiguous homes.
+    """
 
     def __init__(self, description: RankRegistration) -> None:
         self.description = description
+        self.home: NDArray[np.int32] | None = None
         self.registered: set[int] = set()
         self.streaming = 0
 
@@ -41,7 +49,7 @@ class EpGroups:
         Raises ConflictError when the group is known with another description, ExhaustedError when
         there are MAX_GROUPS groups already.
         """
-        description = replace(registration, rank=0)
+        description = replace(registration, rank=0, home=None)
         group = self._groups.get(registration.ep_group)
         if group is None:
             if len(self._groups) >= MAX_GROUPS:
@@ -52,6 +60,8 @@ class EpGroups:
         else:
             _check_same(group.description, description)
         group.registered.add(registration.rank)
+        if registration.home is not None:
+            group.home = registration.home
 
     def get(self, ep_group: str) -> EpGroup:
         """Raises UnknownError for a group that no rank has registered."""
@@ -69,6 +79,9 @@ class EpGroups:
             )
         return group
 
+    def __contains__(self, ep_group: str) -> bool:
+        return ep_group in self._groups
+
     def streaming(self) -> set[str]:
         """The groups with an open plan stream."""
         return {name for name, group in self._groups.items() if group.streaming}
@@ -79,7 +92,7 @@ class EpGroups:
 
 
 def _check_same(earlier: RankRegistration, given: RankRegistration) -> None:
-    for field in fields(RankRegistration):
+    for field in (field for field in fields(RankRegistration) if field.compare):
         before, now = getattr(earlier, field.name), getattr(given, field.name)
         if before != now:
             raise ConflictError(

@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError, UnknownError
-from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan, home_tokens, placement_digest
 from foremoe.planner.policies import Policy
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.registration import RankRegistration
+from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
-from foremoe.runtime.store import ForesightStore
+from foremoe.runtime.step import Step
+from foremoe.runtime.step_homes import StepHomes
 
 Histogram = NDArray[np.uint32]
 
@@ -30,12 +31,14 @@ class PlanningJob:
 
     histograms: of every sequence by micro-step and rank, uint32 ``[layers of the foresight, E]``.
     rows: the EP group's layers as rows of the histograms, int64 ``[L]``.
+    homes: those of the step, chosen by whichever of its stages is planned first.
     """
 
     record: StageRecord
     group: RankRegistration
     histograms: list[list[list[Histogram]]]
     rows: NDArray[np.int64]
+    homes: StepHomes
     target: float | None
 
 
@@ -48,14 +51,14 @@ class PlanSink(Protocol):
 
 
 def planning_job(
-    record: StageRecord, group: RankRegistration, foresight: ForesightStore, target: float | None
+    record: StageRecord, group: EpGroup, step: Step, target: float | None
 ) -> PlanningJob:
-    """Look up all that the record's schedule names.
+    """Look up all that the record's schedule names; ``step`` is left as it is.
 
     Raises UnknownError for a sequence without foresight, InvalidInputError when the foresight is
     of another model than the group's.
     """
-    sequences = foresight.sequences
+    sequences = step.foresight.sequences
     for index, micro_step in enumerate(record.schedule):
         for rank, ids in enumerate(micro_step.ranks):
             for sequence_id in ids:
@@ -68,7 +71,11 @@ def planning_job(
         [[sequences[sequence_id].histogram for sequence_id in ids] for ids in micro_step.ranks]
         for micro_step in record.schedule
     ]
-    return PlanningJob(record, group, histograms, _layer_rows(foresight.header, group), target)
+    rows = _layer_rows(step.foresight.header, group.description)
+    homes = step.homes.get(record.ep_group)
+    if homes is None:
+        homes = StepHomes(group.description, group.home, histograms, rows)
+    return PlanningJob(record, group.description, histograms, rows, homes, target)
 
 
 def _layer_rows(header: UploadHeader, group: RankRegistration) -> NDArray[np.int64]:
@@ -88,7 +95,7 @@ def _layer_rows(header: UploadHeader, group: RankRegistration) -> NDArray[np.int
 
 
 def stage_problem(job: PlanningJob) -> StageProblem:
-    """The planner's question for a job: loads added up from histograms, homes contiguous."""
+    """The planner's question for a job: loads added up from histograms, the step's homes."""
     group, schedule = job.group, job.record.schedule
     layers, experts = len(group.layers), group.num_experts
     load = np.zeros((len(schedule), layers, group.ranks, experts), np.int64)
@@ -98,7 +105,7 @@ def stage_problem(job: PlanningJob) -> StageProblem:
                 load[micro_step, :, rank] += histogram[job.rows]
     return StageProblem(
         load=load,
-        home=contiguous_homes(layers, experts, group.ranks),
+        home=job.homes.choose(),
         mini_batch=np.array([micro_step.mini_batch for micro_step in schedule], np.int32),
         topology=Topology(group.ranks, group.ranks_per_node),
         spare_slots=group.spare_slots,

@@ -74,7 +74,8 @@ class StageRecord:
         self.failed = False
         self.cancelled = threading.Event()
         self.reports = StageReports(len(schedule), layers, ranks)
-        self.load_bytes = len(schedule) * layers * ranks * shape.num_experts * 8
+        loads = ranks + shape.moves_homes  # homes are chosen from the load of all ranks together
+        self.load_bytes = len(schedule) * layers * loads * shape.num_experts * 8
         plan_bytes = slots * 4 + slots * ranks * 8 + 1024
         report_bytes = StageReports.stored_bytes(len(schedule), layers, ranks)
         names = sum(len(ids) for micro_step in schedule for ids in micro_step.ranks)

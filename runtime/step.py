@@ -11,6 +11,7 @@ Foresight may still arrive after the first schedule, for EP groups whose schedul
 
 from foremoe.rpc.status import StepState, StepStatus
 from foremoe.runtime.stage import StageRecord
+from foremoe.runtime.step_homes import StepHomes
 from foremoe.runtime.store import ForesightStore
 from foremoe.vocabulary import Stage
 
@@ -26,7 +27,8 @@ EDGES: dict[StepState, frozenset[StepState]] = {
 class Step:
     """The foresight of a step, its stages by EP group, and its state.
 
-    logged: the EP groups whose log line of this step is written.
+    logged: the EP groups whose log line of this step is written. homes: by EP group, from its first
+    schedule on.
     """
 
     def __init__(self, number: int, foresight: ForesightStore) -> None:
@@ -35,6 +37,7 @@ class Step:
         self.stages: dict[tuple[str, Stage], StageRecord] = {}
         self.state = StepState.COLLECTING
         self.logged: set[str] = set()
+        self.homes: dict[str, StepHomes] = {}
 
     @property
     def stored_bytes(self) -> int:

@@ -1,8 +1,13 @@
 """A rank's description of itself and of its EP group."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.planner.problem import check_homes
+from foremoe.rpc.arrays import decode_array, encode_array
 from foremoe.rpc.limits import MAX_EXPERTS, MAX_RANKS, check_layers, check_name, check_range
 from foremoe.rpc.v1.rank_pb2 import RegisterRankRequest
 
@@ -15,6 +20,8 @@ class RankRegistration:
     spare_slots: R, replicas a rank can hold per layer.
     num_experts: E, logical experts per layer.
     layers: global 0-based decoder layer ids of the MoE layers, ascending.
+    moves_homes: the ranks move experts to the homes that a step's plans name.
+    home: int32 ``[L, E]``, where experts live now; None for contiguous homes.
 
     Raises InvalidInputError, naming the field, when a value is out of range.
     """
@@ -26,6 +33,8 @@ class RankRegistration:
     spare_slots: int
     num_experts: int
     layers: tuple[int, ...]
+    moves_homes: bool = False
+    home: NDArray[np.int32] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -44,6 +53,8 @@ class RankRegistration:
             raise InvalidInputError(
                 f"num_experts: {self.num_experts} cannot be shared evenly by {self.ranks} ranks"
             )
+        if self.home is not None:
+            check_homes(self.home, self.ranks)
 
 
 def encode_registration(registration: RankRegistration) -> RegisterRankRequest:
@@ -55,11 +66,15 @@ def encode_registration(registration: RankRegistration) -> RegisterRankRequest:
         spare_slots=registration.spare_slots,
         num_experts=registration.num_experts,
         layers=registration.layers,
+        moves_homes=registration.moves_homes,
+        home=None if registration.home is None else encode_array(registration.home),
     )
 
 
 def decode_registration(message: RegisterRankRequest) -> RankRegistration:
     """Raises InvalidInputError as RankRegistration does."""
+    shape = (len(message.layers), message.num_experts)
+    has_home = message.moves_homes and message.HasField("home")
     return RankRegistration(
         ep_group=message.ep_group,
         rank=message.rank,
@@ -68,4 +83,6 @@ def decode_registration(message: RegisterRankRequest) -> RankRegistration:
         spare_slots=message.spare_slots,
         num_experts=message.num_experts,
         layers=tuple(message.layers),
+        moves_homes=message.moves_homes,
+        home=decode_array(message.home, "home", [np.int32], shape) if has_home else None,
     )

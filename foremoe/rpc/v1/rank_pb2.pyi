@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class RegisterRankRequest(_message.Message):
-    __slots__ = ("ep_group", "rank", "ranks", "ranks_per_node", "spare_slots", "num_experts", "layers")
+    __slots__ = ("ep_group", "rank", "ranks", "ranks_per_node", "spare_slots", "num_experts", "layers", "moves_homes", "home")
     EP_GROUP_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,8 @@ class RegisterRankRequest(_message.Message):
     SPARE_SLOTS_FIELD_NUMBER: _ClassVar[int]
     NUM_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_HOMES_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
     ep_group: str
     rank: int
     ranks: int
@@ -24,7 +26,9 @@ class RegisterRankRequest(_message.Message):
     spare_slots: int
     num_experts: int
     layers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, ep_group: _Optional[str] = ..., rank: _Optional[int] = ..., ranks: _Optional[int] = ..., ranks_per_node: _Optional[int] = ..., spare_slots: _Optional[int] = ..., num_experts: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ...) -> None: ...
+    moves_homes: bool
+    home: _array_pb2.Array
+    def __init__(self, ep_group: _Optional[str] = ..., rank: _Optional[int] = ..., ranks: _Optional[int] = ..., ranks_per_node: _Optional[int] = ..., spare_slots: _Optional[int] = ..., num_experts: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., moves_homes: bool = ..., home: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class RegisterRankResponse(_message.Message):
     __slots__ = ("daemon_id",)
