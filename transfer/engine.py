@@ -16,7 +16,7 @@ from foremoe.transfer.arguments import check_agreement, check_home_shape, check_
 from foremoe.transfer.budget import spend
 from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Path
-from foremoe.transfer.gradients import GradientCopy, GradientInbox, GradientSink
+from foremoe.transfer.gradients import GradientCopy, GradientInbox, GradientSink, ReturnedGradient
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.ledger import Ledger, Promise
@@ -24,6 +24,7 @@ from foremoe.transfer.paths import MicroStepPaths, PathSpeed
 from foremoe.transfer.peer import GlooPeerTransport, HomeWeights
 from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.replica import Replica
+from foremoe.transfer.schedule.rounds import rounds
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.speed import feed_back
@@ -59,7 +60,7 @@ class TransferEngine:
         cache: HostExpertCache | None,
         peer_group: ProcessGroup | None,
         home_weights: HomeWeights,
-        add_gradients: GradientSink,
+        add_gradients: GradientSink | None = None,
         limit_bytes: int | None = None,
         wait_seconds: float = 60.0,
         speed: PathSpeed | None = None,
@@ -70,10 +71,10 @@ class TransferEngine:
 
         layers: global layer ids. home_weights(layer, expert): the parameters of an expert whose
         home is this rank, in the layout's shapes and dtype. add_gradients: takes what replicas
-        elsewhere computed for own experts, by (layer, expert, rank). limit_bytes: for slots and
-        returning gradients. wait_seconds: how long any wait lasts at most; one send or receive may
-        last half of it. home: int32 ``[L, E]``, contiguous homes by default. checksums: verify
-        every replica's bytes before each use; slow.
+        elsewhere computed for own experts, by (layer, expert, rank); only for training.
+        limit_bytes: for slots and returning gradients. wait_seconds: how long any wait lasts at
+        most; one send or receive may last half of it. home: int32 ``[L, E]``, contiguous homes by
+        default. checksums: verify every replica's bytes before each use; slow.
 
         Raises ExhaustedError when ``limit_bytes`` does not suffice, InvalidInputError on arguments
         that cannot work, ConflictError when the ranks' arguments differ.
@@ -101,13 +102,14 @@ class TransferEngine:
         self._cache = cache
         self._checksums = checksums
         self._home_weights = home_weights
-        self._add_gradients = add_gradients
+        self._add_gradients = add_gradients or _nowhere
         self._ledger = Ledger(layers, home, topology.ranks, spare_slots, budget.frames)
         self._returning = [0] * topology.ranks
         self._statistics = StatisticsRecorder(len(layers))
         self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums)
         self._inbox = GradientInbox(layout.gradient_layout())
         if peer_group is not None:
+            rounds([(0, 1)])  # compiled now, as no deadline runs yet
             everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
             agreed = (everyone_knows, budget, speed, home.tobytes(), checksums)
             check_agreement(agreed, peer_group, wait_seconds)
@@ -356,3 +358,7 @@ class TransferEngine:
             cache.write(layer, expert, tensors, self.generation, checksum)
         cache.announce(local_rank, 2 * self.generation + 1)
         cache.wait_for_all(2 * self.generation + 1, self._wait_seconds)
+
+
+def _nowhere(returned: Sequence[ReturnedGradient]) -> None:
+    raise TransferError(f"{len(returned)} gradients came home, but nobody takes them")

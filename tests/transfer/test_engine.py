@@ -83,10 +83,10 @@ class Training:
             held = {layer: self.toy.acquire_checked(layer, plan[layer]) for layer in LAYERS}
             for layer in reversed(LAYERS):
                 for replica in held[layer]:
-                    replica.check_held()
+                    replica.check_held(replica.content)
                     for gradient in replica.gradients.values():
                         gradient += self.gradient_value(layer, replica.expert, self.toy.rank)
-                self.toy.engine.return_gradients(layer)
+                self.toy.return_gradients(layer)
                 if upcoming is not None:
                     self.toy.promise(layer, upcoming[layer])
             self.check_returned(plan)
@@ -102,7 +102,7 @@ class Training:
             for expert in wanted[rank].tolist()
             if expert >= 0 and self.toy.home_of(layer)[expert] == self.toy.rank
         )
-        returned = self.toy.engine.collect_gradients()
+        returned = self.toy.collect_gradients()
         assert [(r.layer, r.expert, r.rank) for r in returned] == expected
         wide = torch.float64 if self.toy.layout.dtype == torch.float64 else torch.float32
         for item in returned:

@@ -78,10 +78,10 @@ def _silent_with_cache(rank: int, directory: Path) -> list[str]:
         assert seen.copies == {CopyPath.HOST: 6}
         assert seen.exposed_seconds[0] > WAIT_SECONDS / 4
         for layer in LAYERS:
-            toy.engine.return_gradients(layer)
+            toy.return_gradients(layer)
         with _Clock(), pytest.raises(TransferError, match="peer path lost"):
-            toy.engine.collect_gradients()
-        assert toy.engine.collect_gradients() == []
+            toy.collect_gradients()
+        assert toy.collect_gradients() == []
         with _Clock(), pytest.raises(TransferError, match=r"local ranks \[1\] did not follow"):
             toy.step_optimizer()
     toy.close()
@@ -101,9 +101,9 @@ def _lost_gradients(rank: int) -> None:
     toy.promise(3, WANTED)
     toy.acquire_checked(3, WANTED)
     if rank == 0:
-        toy.engine.return_gradients(3)
+        toy.return_gradients(3)
         with _Clock(), pytest.raises(TransferError, match="peer path lost"):
-            toy.engine.collect_gradients()
+            toy.collect_gradients()
     toy.close()
     dist.barrier()
 
@@ -152,13 +152,13 @@ def _die(rank: int, directory: Path) -> str:
     dist.barrier()
     if rank == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    toy.engine.return_gradients(3)
+    toy.return_gradients(3)
     toy.promise(3, wanted)
     toy.promise(5, wanted)
     started = time.monotonic()
     if rank == 0:
         with pytest.raises(TransferError, match="peer path lost"):
-            toy.engine.collect_gradients()
+            toy.collect_gradients()
     toy.acquire_checked(3, wanted)
     toy.acquire_checked(5, wanted)
     assert toy.engine.peer_path_lost

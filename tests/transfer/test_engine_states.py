@@ -1,5 +1,6 @@
 """What the engine promises beyond a clean run: reuse, both paths, abandoned plans, bad calls."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,8 @@ def _nodes(rank: int, directory: Path) -> TransferStatistics:
             wanted = random_replicas(rng, toy.home_of(layer), 4, 2)
             toy.promise(layer, wanted)
             toy.acquire_checked(layer, wanted)
-            toy.engine.return_gradients(layer)
-        toy.engine.collect_gradients()
+            toy.return_gradients(layer)
+        toy.collect_gradients()
     toy.close()
     return toy.engine.statistics()
 
@@ -168,8 +169,8 @@ def _abandon(rank: int, directory: Path) -> TransferStatistics:
     toy.engine.abandon()
     with pytest.raises(NotReadyError, match="layer 3: nothing is promised"):
         toy.engine.acquire(3)
-    toy.engine.return_gradients(5)
-    assert len(toy.engine.collect_gradients()) == 2
+    toy.return_gradients(5)
+    assert len(toy.collect_gradients()) == 2
     toy.engine.statistics()
     for layer in LAYERS:
         toy.promise(layer, TWO_RANKS)
@@ -226,33 +227,40 @@ def _wrong_calls(rank: int, directory: Path) -> None:
             engine.promise(3, home, wanted)
     with pytest.raises(InvalidInputError, match=r"layer 4: this engine serves \[3, 5, 9\]"):
         engine.promise(4, home, TWO_RANKS)
-    for call in (engine.acquire, engine.release, engine.return_gradients):
+    for call in (engine.acquire, engine.release):
         with pytest.raises(NotReadyError, match="nothing is promised"):
             call(3)
     engine.promise(3, home, TWO_RANKS)
     assert engine.placement(3).tolist() == TWO_RANKS.tolist()
-    for call in (engine.release, engine.return_gradients):
-        with pytest.raises(NotReadyError, match="promised but not acquired"):
-            call(3)
+    with pytest.raises(NotReadyError, match="promised but not acquired"):
+        engine.release(3)
     with pytest.raises(NotReadyError, match="last promise is still open"):
         engine.promise(3, home, TWO_RANKS)
-    replicas = toy.acquire_checked(3, TWO_RANKS, with_gradients=False)
-    for call in (engine.acquire, engine.return_gradients):
-        with pytest.raises(NotReadyError, match="acquired"):
-            call(3)
+    first = toy.acquire_checked(3, TWO_RANKS, with_gradients=False)[0]
+    with pytest.raises(NotReadyError, match="acquired already"):
+        engine.acquire(3)
     with pytest.raises(NotReadyError, match=r"layers \[3\]: replicas are in use"):
         engine.weights_changed()
-    replicas[0].check_held()
+    with pytest.raises(NotReadyError, match=r"layers \[3\]: release their replicas first"):
+        engine.return_gradients(3)
+    first.check_held(first.content)
+    with pytest.raises(StaleGenerationError, match="generation 2 was promised"):
+        first.check_held(replace(first.content, generation=2))
     engine.release(3)
     with pytest.raises(TransferError, match="was given up before backward"):
-        replicas[0].check_held()
+        first.check_held(first.content)
+    engine.return_gradients(3)
+    assert toy.collect_gradients() == [], "acquired without gradients"
     engine.promise(3, home, TWO_RANKS)
     toy.acquire_checked(3, TWO_RANKS)
     with pytest.raises(TransferError, match="was given up before backward"):
-        replicas[0].check_held()
+        first.check_held(first.content)
+    engine.release(3)
+    with pytest.raises(NotReadyError, match=r"layers \[3\]: gradients are not home"):
+        engine.weights_changed()
     engine.return_gradients(3)
-    assert len(engine.collect_gradients()) == 2
-    assert engine.collect_gradients() == []
+    assert len(toy.collect_gradients()) == 2
+    assert toy.collect_gradients() == []
     toy.close()
 
 
@@ -260,31 +268,29 @@ def test_wrong_calls_say_what_is_wrong_and_change_nothing(tmp_path: Path) -> Non
     run_ranks(_wrong_calls, 2, tmp_path)
 
 
-def _limits(rank: int, directory: Path) -> None:
+def _limits(rank: int, directory: Path) -> int:
     slab = layout()
-    slots = 2 * len(LAYERS) * (slab.nbytes + slab.gradient_layout().nbytes)
-    with pytest.raises(ExhaustedError, match=f"need {slots} bytes but the limit is {slots - 1}"):
-        ToyRank(rank, 2, directory, limit_bytes=slots - 1)
-    toy = ToyRank(rank, 2, directory, limit_bytes=slots + 2 * slab.gradient_layout().nbytes)
+    gradient = slab.gradient_layout().nbytes
+    frame = 2 * (slab.nbytes + gradient)
+    needed = 2 * frame + 2 * gradient
+    with pytest.raises(ExhaustedError, match=f"need {needed} bytes but the limit is {needed - 1}"):
+        ToyRank(rank, 2, directory, limit_bytes=needed - 1)
+    toy = ToyRank(rank, 2, directory, limit_bytes=3 * frame + 2 * gradient)
+    assert toy.engine.resident
     toy.step_optimizer()
-    for layer in LAYERS[:2]:
-        toy.promise(layer, TWO_RANKS)
-        toy.acquire_checked(layer, TWO_RANKS)
-    for _ in range(5):
-        toy.engine.return_gradients(3)
-        assert len(toy.engine.collect_gradients()) == 2
-        toy.promise(3, TWO_RANKS)
-        toy.acquire_checked(3, TWO_RANKS)
-    toy.engine.return_gradients(3)
-    with pytest.raises(ExhaustedError, match="collect gradients more often"):
-        toy.engine.return_gradients(5)
-    assert len(toy.engine.collect_gradients()) == 2
-    toy.engine.release(5)
+    for _ in range(3):
+        for layer in LAYERS:
+            toy.promise(layer, TWO_RANKS)
+            toy.acquire_checked(layer, TWO_RANKS)
+            toy.engine.release(layer)
+        toy.engine.return_gradients()
+        assert [r.layer for r in toy.collect_gradients()] == [3, 3, 5, 5, 9, 9]
     toy.close()
+    return len(toy.engine._inbox._free)
 
 
 def test_the_byte_limit_covers_slots_and_returning_gradients(tmp_path: Path) -> None:
-    run_ranks(_limits, 2, tmp_path)
+    assert run_ranks(_limits, 2, tmp_path) == [2, 2], "one layer's gradients at a time"
 
 
 def _disagree(rank: int) -> None:

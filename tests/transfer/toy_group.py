@@ -1,5 +1,7 @@
 """An EP group of tiny experts whose every byte follows from (generation, layer, expert)."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
 from foremoe.transfer.engine import TransferEngine
+from foremoe.transfer.gradients import ReturnedGradient
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.slab import SlabLayout
 
@@ -58,6 +61,7 @@ class ToyRank:
         self.cache = None if directory is None else self._open_cache(directory)
         self.group = dist.new_group(backend="gloo") if peer else None
         self.parameters: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self.returned: list[ReturnedGradient] = []
         self._step_parameters(1)
         options.setdefault("training", peer)
         options.setdefault("wait_seconds", 20.0)
@@ -71,6 +75,7 @@ class ToyRank:
             cache=self.cache,
             peer_group=self.group,
             home_weights=lambda layer, expert: self.parameters[layer, expert],
+            add_gradients=self._take_gradients,
             **options,
         )
 
@@ -94,10 +99,28 @@ class ToyRank:
     def promise(self, layer: int, wanted: NDArray[np.int32]) -> None:
         self.engine.promise(layer, self.home_of(layer), wanted)
 
+    def return_gradients(self, layer: int) -> None:
+        """End the layer's use and send its gradients home."""
+        self.engine.release(layer)
+        self.engine.return_gradients(layer)
+
+    def collect_gradients(self) -> list[ReturnedGradient]:
+        """What came home since the last call."""
+        self.engine.collect_gradients()
+        taken, self.returned = self.returned, []
+        return taken
+
     def acquire_checked(
-        self, layer: int, wanted: NDArray[np.int32], with_gradients: bool = True
+        self,
+        layer: int,
+        wanted: NDArray[np.int32],
+        with_gradients: bool = True,
+        fresh: bool = True,
     ) -> list[Any]:
-        """Acquire and compare every byte with what the plan wanted here."""
+        """Acquire and compare every byte with what the plan wanted here.
+
+        fresh: gradients must start at zero, as no earlier ones are owed.
+        """
         replicas = self.engine.acquire(layer, with_gradients)
         expected = sorted(e for e in wanted[self.rank].tolist() if e >= 0)
         assert sorted(replica.expert for replica in replicas) == expected
@@ -106,7 +129,7 @@ class ToyRank:
             assert replica.weights.keys() == truth.keys()
             for name, tensor in truth.items():
                 assert torch.equal(replica.weights[name], tensor), (layer, replica.expert, name)
-            for gradient in (replica.gradients or {}).values():
+            for gradient in (replica.gradients or {}).values() if fresh else ():
                 assert not gradient.any(), "gradients must start at zero"
         return replicas
 
@@ -114,6 +137,12 @@ class ToyRank:
         self.engine.close()
         if self.cache is not None:
             self.cache.close()
+
+    def _take_gradients(self, returned: Sequence[ReturnedGradient]) -> None:
+        self.returned += [
+            replace(one, gradients={name: g.clone() for name, g in one.gradients.items()})
+            for one in returned
+        ]
 
     def _step_parameters(self, generation: int) -> None:
         self.parameters.clear()
