@@ -2,43 +2,128 @@
 
 import argparse
 import importlib
+import os
 import sys
+from pathlib import Path
+from typing import Any, NoReturn
 
 from foremoe import __version__
-from foremoe.errors import ForemoeError
+from foremoe.configuration import SHARED, Configuration, options_of, suggestion
+from foremoe.errors import ForemoeError, InvalidInputError
 
 COMMANDS = {
+    "completion": "print a script that completes commands and options in your shell",
+    "config": "print what options are set to, and where each value comes from",
     "convert": "turn recorded routing of an engine or trainer into a trace for foremoe plan",
     "demo": "post-train a small MoE model with RL, balanced and unbalanced, and compare",
     "plan": "plan a recorded routing trace offline and print what balancing gains",
     "serve": "run the runtime daemon of this node",
     "status": "print what a running daemon holds",
+    "top": "watch a running daemon: steps, imbalance, ranks, copies",
 }
+CONFIGURED = sorted(COMMANDS.keys() - {"completion", "config"})  # commands with a section
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as all our errors do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidInputError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one subcommand; exit code 2 and one line on stderr for anything the user can mend."""
-    arguments = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="foremoe", description="Expert load balance per micro-step, from routing foresight."
-    )
-    parser.add_argument("--version", action="version", version=f"foremoe {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
-        if arguments[:1] == [name]:  # import only the command that runs: torch takes seconds
-            module = importlib.import_module(f"foremoe.commands.{name}")
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    options = parser.parse_args(arguments)
+    """Run one command; docs/operations.md has the exit codes."""
+    program = "foremoe"
     try:
-        return int(options.run(options))
+        given = _top_parser().parse_args(argv)
+        if given.command not in COMMANDS:
+            close = suggestion(given.command, COMMANDS)
+            raise InvalidInputError(f"there is no command {given.command}{close}")
+        program = f"foremoe {given.command}"
+        return _run(given)
     except ForemoeError as error:
-        print(f"foremoe {options.command}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"foremoe {options.command}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(given: argparse.Namespace) -> int:
+    module = command_module(given.command)
+    parser = command_parser(given.command)
+    if {"-h", "--help"} & set(given.arguments):
+        parser.parse_args(given.arguments)
+    configuration = Configuration.load(given.config, os.environ)
+    configuration.check({*CONFIGURED, *SHARED.values()}, section_keys)
+    options, _ = configuration.parse(given.command, parser, given.arguments)
+    options.configuration = configuration
+    return int(module.run(options))
+
+
+def command_module(command: str) -> Any:
+    """Imported when it is needed, and only it: some commands load a lot."""
+    return importlib.import_module(f"foremoe.commands.{command}")
+
+
+def command_parser(command: str) -> argparse.ArgumentParser:
+    """The parser of one command's arguments."""
+    parser = Parser(prog=f"foremoe {command}", description=COMMANDS[command])
+    return _filled(parser, command)
+
+
+def full_parser() -> argparse.ArgumentParser:
+    """The parser of everything."""
+    parser = Parser(prog="foremoe")
+    _add_globals(parser)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for command, summary in COMMANDS.items():
+        _filled(commands.add_parser(command, help=summary), command)
+    return parser
+
+
+def section_keys(section: str) -> set[str]:
+    """What a section of foremoe.toml may hold."""
+    commands = [section] if section in COMMANDS else CONFIGURED
+    options = [o for name in commands for o in options_of(name, command_parser(name)).values()]
+    return {option.key for option in options if option.section == section}
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {summary}" for name, summary in COMMANDS.items())
+    parser = Parser(
+        prog="foremoe",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="foremoe [--config FILE] COMMAND ...",
+        description="Expert load balance per micro-step, from routing foresight.",
+        epilog=f"commands:\n{listed}\n\nexample:\n  foremoe serve --help",
+    )
+    _add_globals(parser)
+    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_globals(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"foremoe {__version__}")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="read options from this file (default foremoe.toml, if it is there)",
+    )
+
+
+def _filled(parser: argparse.ArgumentParser, command: str) -> argparse.ArgumentParser:
+    module = command_module(command)
+    module.add_arguments(parser)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"example:\n  {module.EXAMPLE}"
+    return parser
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +35,15 @@ class Malformed:
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Guards every call; refuses calls to ForeMoE's services while draining."""
+    """Guards every call; refuses calls to ForeMoE's services while draining.
+
+    running, ended: calls to ForeMoE's services; the latter by service, method and status code.
+    """
 
     def __init__(self) -> None:
         self.draining = False
-        self._calls = 0
+        self.ended: Counter[tuple[str, str, str]] = Counter()
+        self.running = 0
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -65,27 +70,32 @@ class Boundary(grpc.aio.ServerInterceptor):
             or handler.stream_stream
         )
         method = details.method
-        ours = method.startswith("/foremoe.")
+        service, _, name = method.removeprefix("/").partition("/")
+        ours = service.startswith("foremoe.")
 
         async def guarded(request: Any, context: Any) -> Any:
             if ours:
                 self._enter()
+            code = grpc.StatusCode.CANCELLED
             try:
                 if ours and self.draining:
                     raise UnavailableError("the runtime is draining; try again when it is back")
-                return await _run(behavior, _checked(request), context)
+                response = await _run(behavior, _checked(request), context)
+                code = grpc.StatusCode.OK
+                return response
             except ForemoeError as error:
-                await context.abort(CODES[type(error)], str(error)[:DETAIL_CHARACTERS])
+                code = CODES[type(error)]
+                await context.abort(code, str(error)[:DETAIL_CHARACTERS])
             except grpc.aio.AbortError:
                 raise
             except Exception:  # a bug must not tell a client what it was
                 fault = uuid.uuid4().hex[:12]
                 log.exception("internal error %s in %s", fault, method)
-                await context.abort(
-                    grpc.StatusCode.INTERNAL, f"internal error {fault}; see the daemon's log"
-                )
+                code = grpc.StatusCode.INTERNAL
+                await context.abort(code, f"internal error {fault}; see the daemon's log")
             finally:
                 if ours:
+                    self.ended[service, name, code.name] += 1
                     self._leave()
 
         make_handler = _HANDLERS[handler.request_streaming, handler.response_streaming]
@@ -94,12 +104,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         )
 
     def _enter(self) -> None:
-        self._calls += 1
+        self.running += 1
         self._idle.clear()
 
     def _leave(self) -> None:
-        self._calls -= 1
-        if self._calls == 0:
+        self.running -= 1
+        if self.running == 0:
             self._idle.set()
 
 

@@ -20,6 +20,8 @@ class RuntimeConfig:
     target: the imbalance that suffices; None asks for the best balance.
     drain_seconds: how long running calls may go on after SIGTERM.
     event_loop: one of EVENT_LOOPS; auto takes uvloop where it is installed.
+    metrics_port: HTTP port of /metrics and /healthz at metrics_host, 0 for any free one; None for
+    no port at all.
 
     Raises InvalidInputError when a value is out of range.
     """
@@ -32,6 +34,8 @@ class RuntimeConfig:
     target: float | None = 1.02
     drain_seconds: float = 5.0
     event_loop: str = "auto"
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         for field in ("memory_limit_bytes", "max_steps", "planning_workers"):
@@ -46,6 +50,10 @@ class RuntimeConfig:
         if not 0 <= self.drain_seconds < float("inf"):
             raise InvalidInputError(
                 f"drain_seconds: must not be negative, got {self.drain_seconds}"
+            )
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65535:
+            raise InvalidInputError(
+                f"metrics_port: must lie in [0, 65535], got {self.metrics_port}"
             )
         if self.event_loop not in EVENT_LOOPS:
             raise InvalidInputError(

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.planner import policies
-from foremoe.rpc.address import Address, UnixAddress, parse_address
+from foremoe.rpc.address import Address, TcpAddress, UnixAddress, parse_address
 from foremoe.rpc.v1 import foresight_pb2, rank_pb2, schedule_pb2, status_pb2
 from foremoe.rpc.v1.foresight_pb2_grpc import add_ForesightServiceServicer_to_server
 from foremoe.rpc.v1.rank_pb2_grpc import add_RankServiceServicer_to_server
@@ -29,6 +29,7 @@ from foremoe.runtime.boundary import Boundary
 from foremoe.runtime.config import RuntimeConfig
 from foremoe.runtime.coordinator import Coordinator
 from foremoe.runtime.lock import hold_socket
+from foremoe.runtime.metrics import Snapshot
 from foremoe.runtime.planning import PlanningJob, PlanningPool
 from foremoe.runtime.services import (
     ForesightService,
@@ -37,6 +38,7 @@ from foremoe.runtime.services import (
     Signal,
     StatusService,
 )
+from foremoe.runtime.side_port import SidePort
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ class Daemon:
         coordinator = Coordinator(self._config, start_planning, published.notify)
         boundary = Boundary()
         ranks = RankService(coordinator, published)
+        side_port = self._open_side_port(coordinator, boundary)
         server, health_service = await self._start_server(boundary, coordinator, ranks)
         log.info(
             "serving at %s, pid %d, policy %s, %s",
@@ -117,7 +120,34 @@ class Daemon:
         for step in list(coordinator.steps):
             coordinator.release_step(step)
         pool.close()
+        if side_port is not None:
+            await asyncio.to_thread(side_port.close)
         log.info("stopped")
+
+    def _open_side_port(self, coordinator: Coordinator, boundary: Boundary) -> SidePort | None:
+        if self._config.metrics_port is None:
+            return None
+        loop = asyncio.get_running_loop()
+
+        async def snapshot() -> Snapshot:
+            return Snapshot(
+                coordinator.status(),
+                coordinator.totals(),
+                dict(boundary.ended),
+                boundary.running,
+                boundary.draining,
+            )
+
+        host = self._config.metrics_host
+        side_port = SidePort(
+            host,
+            self._config.metrics_port,
+            lambda: asyncio.run_coroutine_threadsafe(snapshot(), loop),
+        )
+        log.info("metrics at http://%s", TcpAddress(host, side_port.port).target)
+        if not _is_loopback(host):
+            log.warning("metrics are open, in clear text, to all who can reach %s", host)
+        return side_port
 
     async def _start_server(
         self, boundary: Boundary, coordinator: Coordinator, ranks: RankService
@@ -151,7 +181,7 @@ def _claim(address: Address) -> AbstractContextManager[None]:
     """The right to listen at the address; refuses what would let strangers in."""
     if isinstance(address, UnixAddress):
         return hold_socket(Path(address.path))
-    if address.host != "localhost" and not _is_loopback(address.host):
+    if not _is_loopback(address.host):
         raise InvalidInputError(
             f"refusing to listen at {address.target} without TLS: others could reach it; "
             "use --socket PATH, or --listen with a loopback address such as 127.0.0.1"
@@ -161,7 +191,7 @@ def _claim(address: Address) -> AbstractContextManager[None]:
 
 def _is_loopback(host: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 

@@ -55,6 +55,8 @@ _READERS = {
 CARRIERS = (*_READERS, "megatron", "moe-patch")
 _SHAPE = ("num_experts", "top_k", "num_layers")
 
+EXAMPLE = "foremoe convert --from verl step_12.pt --config config.json -o step_12.npz"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""

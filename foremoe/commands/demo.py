@@ -19,6 +19,8 @@ _HELP = {
     "json": "write every step's figures to this file",
 }
 
+EXAMPLE = "foremoe demo --ranks 2 --steps 4 --json demo.json"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments; defaults come from DemoOptions."""

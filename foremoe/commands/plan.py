@@ -48,6 +48,8 @@ from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.step_homes import step_homes
 from foremoe.planner.validate import validate
 
+EXAMPLE = "foremoe plan gpt_oss_20b.npz --ranks 8 --spare-slots 2 --policy all"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""

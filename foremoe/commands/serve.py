@@ -1,35 +1,30 @@
 """``foremoe serve``: the runtime daemon of this node."""
 
 import argparse
-import logging
 import re
 
-from foremoe.errors import InvalidInputError
+from foremoe.commands.daemon_address import add_address
 from foremoe.planner.policies import HOME_POLICIES
-from foremoe.rpc.address import default_socket
 from foremoe.runtime.config import EVENT_LOOPS, RuntimeConfig
 from foremoe.runtime.daemon import serve
+from foremoe.runtime.log_lines import LOG_FORMATS, LOG_LEVELS, set_up_logging
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+EXAMPLE = "foremoe serve --socket /tmp/foremoe/runtime.sock --metrics-port 9464"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     defaults = RuntimeConfig(address="")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--socket",
-        metavar="PATH",
-        help=f"unix socket in a private directory (default {default_socket()})",
-    )
-    where.add_argument(
-        "--listen", metavar="HOST:PORT", help="TCP on a loopback address instead of a socket"
-    )
+    add_address(parser, "--listen", "TCP on a loopback address instead of a socket")
     parser.add_argument(
         "--memory-limit",
         metavar="BYTES",
-        default="4G",
-        help="most bytes of foresight and plans held, with K, M, G or T (default %(default)s)",
+        type=parse_bytes,
+        default=defaults.memory_limit_bytes,
+        help="most bytes of foresight and plans held, with K, M, G or T "
+        f"(default {defaults.memory_limit_bytes >> 30}G)",
     )
     parser.add_argument(
         "--max-steps",
@@ -72,29 +67,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto takes uvloop where it is installed (default %(default)s)",
     )
 
+    parser.add_argument(
+        "--metrics-port",
+        metavar="PORT",
+        type=int,
+        default=defaults.metrics_port,
+        help="serve /metrics for Prometheus and /healthz by HTTP; 0 takes a free port "
+        "(default: no port)",
+    )
+    parser.add_argument(
+        "--metrics-host",
+        metavar="HOST",
+        default=defaults.metrics_host,
+        help="address of that port (default %(default)s)",
+    )
+    parser.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        default="text",
+        help="json has one object a line (default %(default)s)",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=LOG_LEVELS,
+        default="info",
+        help="info has one line a step, debug more (default %(default)s)",
+    )
+
 
 def run(options: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     config = RuntimeConfig(
-        address=options.listen or f"unix:{options.socket or default_socket()}",
-        memory_limit_bytes=parse_bytes(options.memory_limit),
+        address=options.address,
+        memory_limit_bytes=options.memory_limit,
         max_steps=options.max_steps,
         planning_workers=options.planning_workers,
         policy=options.policy,
         target=options.target,
         drain_seconds=options.drain_seconds,
         event_loop=options.event_loop,
+        metrics_port=options.metrics_port,
+        metrics_host=options.metrics_host,
     )
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(options.log_format, options.log_level)
     serve(config)
     return 0
 
 
 def parse_bytes(text: str) -> int:
-    """``512M`` -> 536870912. Raises InvalidInputError."""
+    """``512M`` -> 536870912. Raises ArgumentTypeError."""
     match = re.fullmatch(r"(\d+)([kmgt]?)", text.strip().lower())
     if match is None:
-        raise InvalidInputError(f"--memory-limit: {text!r} is no size; write 512M or 4G, say")
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 512M or 4G, say")
     return int(match[1]) * _UNITS[match[2]]

@@ -8,24 +8,21 @@ from rich.console import Console
 from rich.table import Table
 
 from foremoe.client.controller import ControllerClient
-from foremoe.rpc.address import default_socket
+from foremoe.commands.daemon_address import add_address
 from foremoe.rpc.status import RuntimeStatus, StepStatus
+
+EXAMPLE = "foremoe status --socket /tmp/foremoe/runtime.sock --json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--socket", metavar="PATH", help=f"the daemon's unix socket (default {default_socket()})"
-    )
-    where.add_argument("--connect", metavar="HOST:PORT", help="a daemon that listens on TCP")
+    add_address(parser, "--connect", "a daemon that listens on TCP")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print one snapshot."""
-    address = options.connect or f"unix:{options.socket or default_socket()}"
-    with ControllerClient(address) as client:
+    with ControllerClient(options.address) as client:
         status = client.status()
     if options.json:
         print(json.dumps(asdict(status), indent=2))
