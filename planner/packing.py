@@ -31,8 +31,7 @@ from foremoe.planner.packing_search import search
 from foremoe.planner.problem import MAX_PAIRS, check_homes
 
 PROPOSALS = 4000  # for a sequence
-MOST_WORK = 2**31  # proposals * ranks * layers: a few seconds on one core
-MAX_TOKENS = 2**31 - 1
+MOST_WORK = 2**30  # proposals * ranks * layers: a few seconds on one core
 UNLIMITED = 2**31 - 1
 
 
@@ -108,9 +107,9 @@ class PackingProblem:
                 f"got {list(self.rank_pairs.shape)}"
             )
         for name in ("token_budget", "max_sequences"):
-            if not 1 <= getattr(self, name) <= MAX_TOKENS:
+            if not 1 <= getattr(self, name) <= UNLIMITED:
                 raise InvalidInputError(
-                    f"{name}: must lie in [1, {MAX_TOKENS}], got {getattr(self, name)}"
+                    f"{name}: must lie in [1, {UNLIMITED}], got {getattr(self, name)}"
                 )
         if int(self.tokens.min()) < 0:
             raise InvalidInputError("tokens: negative token counts")
@@ -203,36 +202,48 @@ def _pack_mini_batch(
     problem: PackingProblem, attention: NDArray[np.int64], members: NDArray[np.int64], number: int
 ) -> Packing:
     """Pack the sequences ``members``, mini-batch ``number``, into micro-steps counted from 0."""
-    tokens, attention = problem.tokens[members], attention[members]
-    pairs = problem.rank_pairs[members]
+    brought, padded = _rows(problem, attention, members)
+    tokens, attention, pairs = brought[:-1, 0], brought[:-1, 2], padded[:-1]
     sequences, ranks, layers = pairs.shape
     by_length = length_packings(tokens, ranks, problem.token_budget, problem.max_sequences)
-    micro_steps = int(next(iter(by_length.values())).max()) // ranks + 1
-    costs = [packing_cost(pairs, attention, bins) for bins in by_length.values()]
-    start = list(by_length.values())[costs.index(min(costs))]
-    row = np.stack([tokens, np.ones_like(tokens), attention], axis=1)
+    costs = {name: packing_cost(pairs, attention, bins) for name, bins in by_length.items()}
+    start = by_length[min(costs, key=lambda name: costs[name])]
     searched = search(
-        np.concatenate([row, np.zeros((1, 3), np.int64)]),
-        np.concatenate([pairs, np.zeros((1, ranks, layers), np.uint32)]),
+        brought,
+        padded,
         start,
-        micro_steps,
+        int(start.max()) // ranks + 1,
         problem.token_budget,
         problem.max_sequences,
         min(PROPOSALS * sequences, MOST_WORK // (ranks * layers)),
     )
     cost, bins = packing_cost(pairs, attention, searched), searched
-    if cost > min(costs):  # the search ends at no worse a place than nearby, not than the start
-        cost, bins = min(costs), start
-    slowest = pairs.sum(axis=0, dtype=np.int64).max(axis=0)
+    if cost > min(costs.values()):  # it may end a threshold above where it began
+        cost, bins = min(costs.values()), start
+    used, micro_step = np.unique(bins // ranks, return_inverse=True)
+    slowest = int(pairs.sum(axis=0, dtype=np.int64).max(axis=0).sum())
     return Packing(
         ranks=ranks,
-        micro_step=bins // ranks,
+        micro_step=micro_step,
         rank=bins % ranks,
-        mini_batch=np.full(micro_steps, number, np.int64),
+        mini_batch=np.full(len(used), number, np.int64),
         cost=cost,
-        length_only_cost=min(costs),
-        bound=int(slowest.sum()) - -int(attention.sum()) // ranks,
+        length_only_cost=min(costs.values()),
+        bound=slowest + -(-int(attention.sum()) // ranks),
     )
+
+
+def _rows(
+    problem: PackingProblem, attention: NDArray[np.int64], members: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+    """The sequences ``members`` as the search wants them, each with a row of zeros at the end."""
+    brought = np.zeros((len(members) + 1, 3), np.int64)
+    brought[:-1, 0] = problem.tokens[members]
+    brought[:-1, 1] = 1
+    brought[:-1, 2] = attention[members]
+    padded = np.zeros((len(members) + 1, *problem.rank_pairs.shape[1:]), np.uint32)
+    np.take(problem.rank_pairs, members, axis=0, out=padded[:-1], mode="clip")
+    return brought, padded
 
 
 def packing_cost(

@@ -49,8 +49,11 @@ def _first_fit(
     bins = np.zeros(len(tokens), np.int64)
     room = np.full(len(tokens), token_budget, np.int64)
     free = np.full(len(tokens), max_sequences, np.int64)
+    opened = 0
     for sequence in order:
-        found = int(np.argmax((room >= tokens[sequence]) & (free > 0)))
+        fits = (room[: opened + 1] >= tokens[sequence]) & (free[: opened + 1] > 0)
+        found = int(np.argmax(fits))
+        opened = max(opened, found + 1)
         bins[sequence] = found
         room[found] -= tokens[sequence]
         free[found] -= 1

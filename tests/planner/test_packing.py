@@ -40,6 +40,7 @@ def test_every_sequence_is_packed_once_within_the_limits(problem: PackingProblem
     assert sorted(everything) == list(range(len(problem.tokens)))
     for ranks, mini_batch in zip(packed, packing.mini_batch, strict=True):
         assert len(ranks) == problem.ranks
+        assert any(ranks)
         for held in ranks:
             assert problem.tokens[held].sum() <= problem.token_budget
             assert len(held) <= problem.max_sequences
