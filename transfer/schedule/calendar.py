@@ -1,0 +1,68 @@
+"""Which ticks of every rank's links are taken: what earlier copies leave to later ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.transfer.schedule.links import Links
+
+_COLUMNS = 256
+
+
+@dataclass(slots=True, eq=False)
+class Calendar:
+    """busy: uint8 ``[5 P, H]``, rows host in, peer out, peer in, network out, network in by rank.
+
+    base: int64 ``[3]``, by link the tick of column 0; columns after the last one are free.
+    """
+
+    links: Links
+    busy: NDArray[np.uint8]
+    base: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, links: Links) -> "Calendar":
+        """Nothing is under way."""
+        rows = 5 * links.topology.ranks
+        return cls(links, np.zeros((rows, _COLUMNS), np.uint8), np.zeros(3, np.int64))
+
+    def copy(self) -> "Calendar":
+        return Calendar(self.links, self.busy.copy(), self.base)
+
+    def after(self, now_ns: int) -> "Calendar":
+        """What is still taken from ``now_ns`` on; what ended before is forgotten."""
+        base = self._ticks(now_ns)
+        busy = np.zeros_like(self.busy)
+        ranks = self.links.topology.ranks
+        for link, rows in enumerate(
+            (slice(ranks), slice(ranks, 3 * ranks), slice(3 * ranks, None))
+        ):
+            gone = max(0, int(base[link] - self.base[link]))
+            kept = self.busy[rows, gone:]
+            busy[rows, : kept.shape[1]] = kept
+        return Calendar(self.links, busy, np.maximum(base, self.base))
+
+    def window(
+        self, ready_ns: int, deadline_ns: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """By link the first column of a window and the one after its last: int64 ``[3]`` each."""
+        first = np.maximum(-self._ticks(-ready_ns) - self.base, 0)
+        return first, np.maximum(self._ticks(deadline_ns) - self.base, first)
+
+    def reach(self, end_ns: int) -> None:
+        """Have columns until ``end_ns`` on every link."""
+        columns = int((self._ticks(end_ns) - self.base).max())
+        if columns > self.busy.shape[1]:
+            self._lengthen(columns)
+
+    def lengthen(self) -> None:
+        """Twice as many columns."""
+        self._lengthen(2 * self.busy.shape[1])
+
+    def _lengthen(self, columns: int) -> None:
+        more = columns - self.busy.shape[1]
+        self.busy = np.pad(self.busy, ((0, 0), (0, more)))
+
+    def _ticks(self, time_ns: int) -> NDArray[np.int64]:
+        return np.array([time_ns // tick if tick else 0 for tick in self.links.tick_ns], np.int64)

@@ -1,0 +1,78 @@
+"""All copies of a micro-step on the links of the group: when, by which path, and which not at all.
+
+Given the layers' copies, each with a window [ready, deadline), and links that carry one slab at a
+time in chunks, the schedule looks for times and paths such that no port carries two chunks at once
+and every copy lies within its window, and drops as little as it can.
+
+Layers are served by earliest deadline, each over the ticks that more urgent ones left free. On a
+single link that is optimal: when a copy finds no room, the ticks back to the last free one hold
+only copies that must lie there too, so no order fits them all (Hall 1935). A later layer's copy
+that started first is interrupted between two chunks. For one layer there are these candidates:
+
+1. every copy, hottest ports first, takes the way on which it ends first: the node's host cache or
+   its home;
+2. the exact division between paths of ``share.py``, for the smallest end below that of 1, or, if 1
+   drops some, for as many as possible by the deadline; those that go directly in Kőnig rounds;
+3. if some are dropped still, 1 with the most valuable copies first;
+4. where the links allow it, and either some are dropped still or there is no deadline, 1 and 3 with
+   relays: replicas that have arrived are copied on.
+
+The one that drops the least value, then the fewest, then ends first is taken. On free links the
+second ends as early, and drops as few, as any choice of paths without relays. Everything is integer
+arithmetic on what all ranks know, so all ranks drop the same.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.transfer.copies import Copy, Path
+from foremoe.transfer.schedule.calendar import Calendar
+from foremoe.transfer.schedule.links import Link, Links
+from foremoe.transfer.schedule.place import DROPPED, Placed
+from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
+from foremoe.transfer.schedule.window import make_window, place_window
+
+
+def schedule_micro_step(
+    layers: Sequence[LayerCopies], links: Links, calendar: Calendar | None = None
+) -> Timetable:
+    """Give every copy of ``layers`` a time and a path, or drop it.
+
+    calendar: what earlier micro-steps' copies still take of the links (``Timetable.calendar``,
+    ``after`` now); it stays as it is. A layer may come more than once, as for forward and backward.
+
+    Raises InvalidInputError when a copy has no link at all.
+    """
+    calendar = Calendar.empty(links) if calendar is None else calendar.copy()
+    windows = [make_window(layer, links) for layer in layers]
+    urgency = sorted((w.deadline_ns, w.ready_ns, index) for index, w in enumerate(windows))
+    placed = {index: place_window(windows[index], calendar) for _, _, index in urgency}
+    return _timetable(layers, [placed[index] for index in range(len(layers))], calendar)
+
+
+def _timetable(
+    layers: Sequence[LayerCopies], placed: Sequence[Placed], calendar: Calendar
+) -> Timetable:
+    fills = [(layer.layer, fill) for layer in layers for fill in layer.fills]
+    link = _joined([each.link for each in placed])
+    sender = _joined([each.sender for each in placed])
+    ticks = _joined([each.columns.ravel() for each in placed]).reshape(-1, calendar.links.chunks)
+    ticks += calendar.base[link][:, None]
+    start_ns = ticks[:, 0] * np.array(calendar.links.tick_ns, np.int64)[link]
+    order = np.lexsort((link, start_ns))
+    order = order[link[order] != DROPPED]
+    copies = []
+    for index, by, source in zip(
+        order.tolist(), link[order].tolist(), sender[order].tolist(), strict=True
+    ):
+        layer, fill = fills[index]
+        path = Path.HOST if by == Link.HOST else Path.PEER
+        copies.append(Copy(layer, fill.expert, source, fill.rank, fill.slot, path))
+    dropped = [fills[index] for index in np.flatnonzero(link == DROPPED).tolist()]
+    return Timetable(tuple(copies), link[order], ticks[order], tuple(dropped), calendar)
+
+
+def _joined(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
