@@ -55,7 +55,7 @@ _READERS = {
 CARRIERS = (*_READERS, "megatron", "moe-patch")
 _SHAPE = ("num_experts", "top_k", "num_layers")
 
-EXAMPLE = "foremoe convert --from verl step_12.pt --config config.json -o step_12.npz"
+EXAMPLE = "foremoe convert --from vllm step_12.jsonl --model config.json -o step_12.npz"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="TRACE.npz")
     parser.add_argument(
-        "--config", type=Path, metavar="config.json", help="the model's Hugging Face configuration"
+        "--model", type=Path, metavar="config.json", help="the model's Hugging Face configuration"
     )
-    parser.add_argument("--num-experts", type=int, metavar="E", help="in place of --config")
-    parser.add_argument("--top-k", type=int, metavar="K", help="in place of --config")
+    parser.add_argument("--num-experts", type=int, metavar="E", help="in place of --model")
+    parser.add_argument("--top-k", type=int, metavar="K", help="in place of --model")
     parser.add_argument(
         "--num-layers", type=int, metavar="L", help="decoder layers, dense ones too"
     )
@@ -113,11 +113,11 @@ def _routings(args: argparse.Namespace, advance: Advance) -> Iterator[Routing]:
 
 
 def _model(args: argparse.Namespace) -> MoeModel:
-    if args.config is not None:
-        return load_model(args.config)
+    if args.model is not None:
+        return load_model(args.model)
     if any(getattr(args, name) is None for name in _SHAPE):
         raise InvalidInputError(
-            f"--from {args.carrier} needs --config, or --num-experts, --top-k and --num-layers"
+            f"--from {args.carrier} needs --model, or --num-experts, --top-k and --num-layers"
         )
     layers = range(args.num_layers) if args.moe_layers is None else _layers(args.moe_layers)
     return MoeModel(args.num_experts, args.top_k, args.num_layers, tuple(layers))

@@ -184,7 +184,7 @@ def test_a_configuration_serves_as_shape(tmp_path: Path) -> None:
     config = {"n_routed_experts": 16, "num_experts_per_tok": 4, "num_hidden_layers": 4}
     (tmp_path / "config.json").write_text(json.dumps({**config, "first_k_dense_replace": 1}))
     files = [str(sglang_http(tmp_path)), "-o", str(tmp_path / "t.npz")]
-    options = ["--config", str(tmp_path / "config.json")]
+    options = ["--model", str(tmp_path / "config.json")]
     assert main(["convert", "--from", "sglang", *files, *options]) == 0
     assert load_trace(tmp_path / "t.npz").layer_ids == MODEL.layers
 
@@ -197,10 +197,10 @@ def test_a_configuration_serves_as_shape(tmp_path: Path) -> None:
         ("vllm", "{}", SHAPE, "f:1: choices: expected a list of objects"),
         ("vllm", '{"choices": []}', SHAPE, "holds no routed experts; was their return enabled?"),
         ("vllm", '{"choices": [{"routed_experts": 5}]}', SHAPE, "expected a base64 string"),
-        ("vllm", '{"choices": []}', [], "--from vllm needs --config, or --num-experts"),
+        ("vllm", '{"choices": []}', [], "--from vllm needs --model, or --num-experts"),
         ("vllm", "{}", [*SHAPE[:-1], "x-3"], "--moe-layers: expected ids like 3-60"),
         ("vllm", "{}", [*SHAPE[:-1], "3-9"], "layers must lie in"),
-        ("vllm", "{}", ["--config", "/nowhere.json"], "/nowhere.json: cannot be read"),
+        ("vllm", "{}", ["--model", "/nowhere.json"], "/nowhere.json: cannot be read"),
         ("sglang", '{"meta_info": {"routed_experts": "AAAA"}}', SHAPE, "no whole rows"),
         ("megatron", "{}", [], "--num-experts: a Megatron router trace does not say it"),
         ("moe-patch", '{"rank": 0}', [], "iteration: expected an integer, got None"),
