@@ -22,35 +22,20 @@ All figures are integer picoseconds, so that estimates, and the plans chosen by 
 on every machine. Where the figures come from: ``foremoe.planner.presets`` and ``preset``.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.kernel import kernel, part
+from foremoe.errors import InvalidInputError
 from foremoe.planner.plan import Plan
+from foremoe.planner.pricing import Prices, layer_picoseconds
 
 PICOSECONDS = 1e12  # a second
-
-
-class Prices(NamedTuple):
-    """A cost model as kernels see it; the fields of ``CostModel`` in their order."""
-
-    launch: int
-    read: int
-    intercept: int
-    pair: int
-    other_pair: int
-    dispatch_latency: int
-    rank_pair: int
-    node_pair: int
-    far_pair: int
-    host_copy: int
-    peer_copy: int
-    network_copy: int
-    near_gradient: int
-    far_gradient: int
+MAX_PAIRS = 2**31  # of a layer; with the limits below all products stay in int64
+MAX_PAIR_PRICE = 2**29  # half a millisecond
+MAX_PRICE = 2**45  # half a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +67,15 @@ class CostModel:
     near_gradient: int
     far_gradient: int
 
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            price = getattr(self, field.name)
+            limit = MAX_PAIR_PRICE if field.name.endswith("pair") else MAX_PRICE
+            if not 0 <= price < limit:
+                raise InvalidInputError(
+                    f"cost model: {field.name} is {price} ps, expected 0 or more and below {limit}"
+                )
+
     @property
     def prices(self) -> Prices:
         return Prices(*astuple(self))
@@ -105,8 +99,10 @@ def layer_seconds(
     """Estimate each layer of a plan's micro-step.
 
     before: the plan of the micro-step before, whose replicas are still in their slots; without it
-    every replica is a copy. For a load without replicas pass a plan whose slots are all empty.
+    every replica is a copy.
+    Raises InvalidInputError if a layer holds ``MAX_PAIRS`` or more.
     """
+    check_pairs(plan.load)
     parts = layer_picoseconds(
         plan.load,
         plan.home,
@@ -116,7 +112,31 @@ def layer_seconds(
         ranks_per_node,
         model.prices,
     )
-    return LayerSeconds(*(parts / PICOSECONDS).T)
+    return LayerSeconds(*(parts[:, 1] / PICOSECONDS).T)
+
+
+def home_seconds(
+    model: CostModel, load: NDArray[np.int64], home: NDArray[np.int32], ranks_per_node: int
+) -> LayerSeconds:
+    """The same for ``load [L, P, E]`` without replicas, every expert at ``home [L, E]``."""
+    layers, ranks, _ = load.shape
+    nothing = Plan(
+        home=home,
+        load=load,
+        replica_expert=np.full((layers, ranks, 0), -1, np.int32),
+        replica_tokens=np.zeros((layers, ranks, ranks, 0), np.int64),
+        bound=np.zeros(layers, np.int64),
+    )
+    return layer_seconds(model, nothing, ranks_per_node)
+
+
+def check_pairs(load: NDArray[np.int64]) -> None:
+    """Raise InvalidInputError if a layer of ``load [..., P, E]`` is too large to be priced."""
+    most = load.sum(axis=(-2, -1), dtype=np.float64).max(initial=0)
+    if most >= MAX_PAIRS:
+        raise InvalidInputError(
+            f"load: a layer holds {most:.3g} pairs; a cost model reckons with fewer than 2**31"
+        )
 
 
 def new_replicas(placed: NDArray[np.int32], before: NDArray[np.int32] | None) -> NDArray[np.bool_]:
@@ -126,113 +146,3 @@ def new_replicas(placed: NDArray[np.int32], before: NDArray[np.int32] | None) ->
     stays = (placed[..., :, None] == before[..., None, :]).any(axis=-1)
     new: NDArray[np.bool_] = (placed >= 0) & ~stays
     return new
-
-
-@kernel
-def layer_picoseconds(
-    load: NDArray[np.int64],
-    home: NDArray[np.int32],
-    replica_expert: NDArray[np.int32],
-    replica_tokens: NDArray[np.int64],
-    copied: NDArray[np.bool_],
-    ranks_per_node: int,
-    prices: Prices,
-) -> NDArray[np.int64]:
-    """Compute, dispatch and exposed copies: int64 ``[L, 3]``.
-
-    load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. replica_expert, copied: ``[L, P, R]``, the
-    replicas and which of them are copies. replica_tokens: int64 ``[L, P_source, P, R]``.
-    """
-    layers, ranks, experts = load.shape
-    result = np.zeros((layers, 3), np.int64)
-    left = np.zeros((ranks, experts), np.int64)
-    flow = np.zeros((ranks, ranks), np.int64)
-    for layer in range(layers):
-        left[:] = load[layer]
-        flow[:] = 0
-        compute = np.full(ranks, prices.launch, np.int64)
-        for rank in range(ranks):
-            for slot in range(replica_expert.shape[2]):
-                if replica_expert[layer, rank, slot] >= 0:
-                    served = 0
-                    for source in range(ranks):
-                        count = replica_tokens[layer, source, rank, slot]
-                        left[source, replica_expert[layer, rank, slot]] -= count
-                        flow[source, rank] += count
-                        served += count
-                    compute[rank] += _expert_time(served, prices)
-        served_at_home = np.zeros(experts, np.int64)
-        for source in range(ranks):
-            for expert in range(experts):
-                served_at_home[expert] += left[source, expert]
-                flow[source, home[layer, expert]] += left[source, expert]
-        for expert in range(experts):
-            compute[home[layer, expert]] += _expert_time(served_at_home[expert], prices)
-        result[layer, 0] = compute.max()
-        result[layer, 1] = prices.dispatch_latency + _dispatch_time(flow, ranks_per_node, prices)
-        window = prices.launch + experts // ranks * prices.intercept
-        window += flow.sum() // ranks * (prices.pair + prices.other_pair)
-        copies = _copy_time(
-            home[layer], replica_expert[layer], copied[layer], ranks_per_node, prices
-        )
-        result[layer, 2] = max(copies - window, 0)
-    return result
-
-
-@part
-def _expert_time(pairs: int, prices: Prices) -> int:
-    return max(prices.read, prices.intercept + prices.pair * pairs) if pairs > 0 else 0
-
-
-@part
-def _dispatch_time(flow: NDArray[np.int64], ranks_per_node: int, prices: Prices) -> int:
-    """Of pairs ``[P_source, P]``: the slowest rank and link class."""
-    slowest = 0
-    for rank in range(len(flow)):
-        near_out, near_in, far_out, far_in = 0, 0, 0, 0
-        for other in range(len(flow)):
-            if other // ranks_per_node != rank // ranks_per_node:
-                far_out += flow[rank, other]
-                far_in += flow[other, rank]
-            elif other != rank:
-                near_out += flow[rank, other]
-                near_in += flow[other, rank]
-        slowest = max(
-            slowest,
-            flow[rank, rank] * prices.rank_pair,
-            max(near_out, near_in) * prices.node_pair,
-            max(far_out, far_in) * prices.far_pair,
-        )
-    return slowest
-
-
-@part
-def _copy_time(
-    home: NDArray[np.int32],
-    replica_expert: NDArray[np.int32],
-    copied: NDArray[np.bool_],
-    ranks_per_node: int,
-    prices: Prices,
-) -> int:
-    """Of the busiest link: weights in and out of each rank, and gradients the other way."""
-    ranks, slots = replica_expert.shape
-    near_copy = min(prices.host_copy, prices.peer_copy)
-    near = np.zeros(ranks, np.int64)  # what a rank receives
-    far = np.zeros(ranks, np.int64)
-    far_sent = np.zeros(ranks, np.int64)
-    for rank in range(ranks):
-        for slot in range(slots):
-            expert = replica_expert[rank, slot]
-            if expert < 0:
-                continue
-            owner = home[expert]
-            if owner // ranks_per_node == rank // ranks_per_node:
-                near[rank] += near_copy if copied[rank, slot] else 0
-                near[owner] += prices.near_gradient
-            else:
-                copy = prices.network_copy if copied[rank, slot] else 0
-                far[rank] += copy
-                far_sent[owner] += copy
-                far[owner] += prices.far_gradient
-                far_sent[rank] += prices.far_gradient
-    return max(int(near.max()), int(far.max()), int(far_sent.max()))

@@ -6,6 +6,7 @@ import numpy as np
 
 from foremoe.planner import baselines
 from foremoe.planner.bound import lower_bound
+from foremoe.planner.by_time import fastest_plan
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.micro_step import plan_micro_step
 from foremoe.planner.over_time import resident
@@ -30,9 +31,15 @@ def no_replicas(problem: StageProblem) -> Iterator[Plan]:
 
 
 def foremoe(problem: StageProblem) -> Iterator[Plan]:
-    """Replicas, quotas and split of each micro-step on its own."""
+    """Replicas, quotas and split of each micro-step on its own.
+
+    With a cost model and no target, those that take the least time.
+    """
     for load in problem.load:
-        yield plan_micro_step(problem, load, problem.target)
+        if problem.cost is not None and problem.target is None:
+            yield fastest_plan(problem, load, problem.cost)
+        else:
+            yield plan_micro_step(problem, load, problem.target)
 
 
 POLICIES: dict[str, Policy] = {

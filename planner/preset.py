@@ -24,6 +24,7 @@ ACTIVATION_BYTES = 2  # bf16
 GRADIENT_BYTES = 4  # a weight's gradient travels in float32
 # bf16 weight, float32 master weight and two Adam moments: Rajbhandari et al., arXiv 1910.02054.
 HOME_BYTES = 14
+KIND = {int: "a whole number", float: "a number"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _number(path: Path, key: str, entry: Any, kind: Any) -> Any:
         entry = entry.get("value")
     whole = kind is int and isinstance(entry, int)
     if isinstance(entry, bool) or not (whole or (kind is float and isinstance(entry, int | float))):
-        raise InvalidInputError(f"{path}: {key} must be a {kind.__name__}, got {entry!r}")
+        raise InvalidInputError(f"{path}: {key} must be {KIND[kind]}, got {entry!r}")
     if not 0 < entry < 1e18:
         raise InvalidInputError(f"{path}: {key} must be positive and below 1e18, got {entry}")
     return kind(entry)

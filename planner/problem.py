@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.planner.cost import CostModel, check_pairs
 
 MAX_PAIRS = 2**53  # totals stay exact in float64, and sums of them in int64
 
@@ -44,7 +45,9 @@ class StageProblem:
     home: int32 ``[L, E]``, the rank that owns each expert; every rank owns E / P of them.
     mini_batch: int32 ``[M]``, non-decreasing; expert weights change only where it changes.
     spare_slots: R, replicas a rank can hold per layer.
-    target: the imbalance that suffices (1.02, say); None asks for the best balance.
+    target: the imbalance that suffices (1.02, say), to be reached with as few copies as possible;
+        None asks for the fastest plans under ``cost``, or without that for the best balance.
+    cost: prices of compute, dispatch and copies.
 
     Raises InvalidInputError when shapes disagree or a value is out of range.
     """
@@ -55,6 +58,7 @@ class StageProblem:
     topology: Topology
     spare_slots: int
     target: float | None = None
+    cost: CostModel | None = None
 
     def __post_init__(self) -> None:
         if self.load.ndim != 4 or self.load.dtype != np.int64:
@@ -77,6 +81,8 @@ class StageProblem:
         if self.load.size and int(self.load.min()) < 0:
             raise InvalidInputError("load: negative token counts")
         check_totals(self.load)
+        if self.cost is not None:
+            check_pairs(self.load)
         if self.home.shape != (layers, experts) or self.home.dtype != np.int32:
             raise InvalidInputError(
                 f"home: expected int32 [{layers}, {experts}], "

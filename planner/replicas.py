@@ -186,9 +186,10 @@ def _fewest(layer: Layer, draft: Draft, best: Draft, threshold: int) -> bool:
     Pulls alone draft only if no other rule reaches the threshold.
     """
     least = -1
+    ranks = len(layer.home_load)
     for quarters in RULES:
-        if quarters == 0 and least >= 0:
-            continue
+        if least >= 0 and (quarters == 0 or threshold * ranks - _total(layer.weight) < ranks):
+            continue  # or nothing may match, and all rules only pull
         if _attempt(layer, layer.given_expert, draft, threshold, quarters):
             replicas = _total(draft.used)
             if least < 0 or replicas < least:
@@ -266,7 +267,10 @@ def _level_ranks(
         if quarters > 0 and slack >= end - start:
             donor, receiver, piece = _match(draft, slack * quarters // 4, start, end)
         if donor < 0:
-            donor, receiver, piece = _pull(layer, draft, threshold, start, end)
+            if layer.ranks_per_node == len(draft.tokens):
+                donor, receiver, piece = _pull(draft)
+            else:
+                donor, receiver, piece = _pull_by_value(layer, draft, threshold, start, end)
         if donor < 0:
             return False
         _give(layer, draft, donor, receiver, piece)
@@ -313,38 +317,54 @@ def _least_waste(room: NDArray[np.int64], need: int) -> int:
 
 
 @part
-def _pull(layer: Layer, draft: Draft, threshold: int, start: int, end: int) -> tuple[int, int, int]:
-    """Donor and receiver of the next pull, and the piece; -1 if no slot can take anything.
-
-    Within one of several nodes, a last slot waits for a piece from elsewhere that fills its rank,
-    unless there is one within.
-    """
-    whole = end - start == len(draft.tokens)
-    slots = draft.expert.shape[1]
-    largest = 0
-    if not whole:
-        for rank in range(start, end):
-            if draft.need[rank] > 0:
-                largest = max(largest, draft.left[draft.largest[rank]])
-    receiver = -1
-    for rank in range(start, end):
-        fills = whole or draft.room[rank] <= largest or draft.used[rank] + 1 < slots
-        if fills and draft.room[rank] > (draft.room[receiver] if receiver >= 0 else 0):
+def _pull(draft: Draft) -> tuple[int, int, int]:
+    """The donor with the largest piece for the emptiest receiver, that receiver, and the piece."""
+    receiver = 0
+    for rank in range(len(draft.room)):
+        if draft.room[rank] > draft.room[receiver]:
             receiver = rank
+    donor = -1
+    best = (0, 0)
+    for rank in range(len(draft.need)):
+        if draft.need[rank] > 0:
+            piece = min(draft.room[receiver], draft.left[draft.largest[rank]])
+            if (piece, draft.need[rank]) > best:
+                donor = rank
+                best = (piece, draft.need[rank])
+    return donor, receiver, best[0]
+
+
+@part
+def _pull_by_value(
+    layer: Layer, draft: Draft, threshold: int, start: int, end: int
+) -> tuple[int, int, int]:
+    """The same on several nodes, by value between equal pieces; -1 if no slot can take anything.
+
+    Within one node, a last slot waits for a piece that fills its rank.
+    """
+    largest = 0
+    for rank in range(start, end):
+        if draft.need[rank] > 0:
+            largest = max(largest, draft.left[draft.largest[rank]])
+    waits = end - start < len(draft.tokens)
+    receiver, most = -1, 0
+    for rank in range(start, end):
+        last = draft.used[rank] + 1 == draft.expert.shape[1]
+        if draft.room[rank] > most and not (waits and last and draft.room[rank] > largest):
+            receiver, most = rank, draft.room[rank]
     if receiver < 0:
         return -1, -1, 0
     width = layer.ranks_per_node
     node = receiver // width
     short = threshold * width - _total(draft.tokens[node * width : (node + 1) * width])
-    prefers_far = 2 * short >= draft.room[receiver]
+    value_within = 0 if 2 * short >= most else layer.worth
     donor = -1
     best = (0, 0, 0)
     for rank in range(start, end):
         if draft.need[rank] > 0:
-            piece = min(draft.room[receiver], draft.left[draft.largest[rank]])
-            if rank // width == node:
-                value = 0 if prefers_far else layer.worth
-            else:
+            piece = min(most, draft.left[draft.largest[rank]])
+            value = value_within
+            if rank // width != node:
                 value = min(piece, layer.origin[node, draft.largest[rank]])
             if (piece, value, draft.need[rank]) > best:
                 donor = rank

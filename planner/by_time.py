@@ -1,0 +1,52 @@
+"""The fastest of a micro-step's plans: the point on the frontier of balance and copies, by time.
+
+A better balance saves compute, and costs replicas: copies that may not fit into the window before
+the layer, a grouped GEMM's time for one more active expert, and dispatch. So each layer is planned
+to each of a few targets, priced as far as it is known before the split
+(``foremoe.planner.pricing``), and the first of the fastest is split and priced in full. A layer
+that replicas do not speed up stays without.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.bound import lower_bound
+from foremoe.planner.cost import CostModel
+from foremoe.planner.goal import goal_tokens
+from foremoe.planner.micro_step import choose
+from foremoe.planner.plan import Plan
+from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
+from foremoe.planner.problem import StageProblem
+from foremoe.planner.split import split_by_source
+
+# (target, whether pairs that then stay in their node pay for copies), on one node and on several
+ONE_NODE = ((None, True), (1.02, True), (1.05, True), (1.1, True))
+NODES = ((1.02, True), (None, False), (1.05, False), (1.2, False))
+
+
+def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel) -> Plan:
+    """Plan one micro-step's ``load [L, P, E]`` of a stage by its estimated time."""
+    topology, home, slots = problem.topology, problem.home, problem.spare_slots
+    ranks, width = topology.ranks, topology.ranks_per_node
+    prices = cost.prices
+    origin = load.reshape(len(load), topology.nodes, width, -1).sum(axis=2)
+    expert_tokens = origin.sum(axis=1)
+    bound = lower_bound(expert_tokens, home, ranks, slots)
+    replica_expert = np.full((len(load), ranks, slots), -1, np.int32)
+    quota = np.zeros((len(load), ranks, slots), np.int64)
+    time = placed_picoseconds(origin, home, replica_expert, quota, prices)
+    for target, keep_near in ONE_NODE if topology.nodes == 1 else NODES:
+        goal = goal_tokens(expert_tokens, ranks, target)
+        other_expert, other_quota = choose(load, home, bound, goal, topology, slots, keep_near)
+        other_time = placed_picoseconds(origin, home, other_expert, other_quota, prices)
+        faster = other_time < time
+        replica_expert[faster], quota[faster] = other_expert[faster], other_quota[faster]
+        time[faster] = other_time[faster]
+    tokens = split_by_source(load, home, replica_expert, quota, width)
+    parts = layer_picoseconds(
+        load, home, replica_expert, tokens, replica_expert >= 0, width, prices
+    )
+    without, with_replicas = parts.sum(axis=2).T
+    slower = with_replicas >= without
+    replica_expert[slower], tokens[slower] = -1, 0
+    return Plan(home, load, replica_expert, tokens, bound)

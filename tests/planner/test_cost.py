@@ -1,0 +1,200 @@
+"""The cost model: kernels and twin agree, parts mean what they say, bad figures are refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foremoe.errors import InvalidInputError
+from foremoe.planner import pricing_reference
+from foremoe.planner.cost import CostModel, home_seconds, layer_seconds, new_replicas
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.plan import Plan
+from foremoe.planner.policies import foremoe
+from foremoe.planner.preset import cluster_preset, cost_model, model_preset
+from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
+from foremoe.planner.problem import StageProblem
+from foremoe.vocabulary import Stage
+from tests.planner.problems import problems, skewed_problem
+
+QWEN = cost_model(model_preset("qwen3-30b-a3b"), cluster_preset("h100"), Stage.UPDATE)
+SIMPLE = CostModel(
+    launch=5,
+    read=100,
+    intercept=50,
+    pair=10,
+    other_pair=1,
+    dispatch_latency=7,
+    rank_pair=1,
+    node_pair=2,
+    far_pair=20,
+    host_copy=900,
+    peer_copy=400,
+    network_copy=3000,
+    near_gradient=0,
+    far_gradient=0,
+)
+prices = st.builds(
+    CostModel,
+    **{
+        field.name: st.integers(0, 2**28 if field.name.endswith("pair") else 2**40)
+        for field in dataclasses.fields(CostModel)
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(max_pairs=2**20), prices)
+def test_kernels_equal_the_reference(problem: StageProblem, cost: CostModel) -> None:
+    topology, width = problem.topology, problem.topology.ranks_per_node
+    for plan in foremoe(problem):
+        copied = new_replicas(plan.replica_expert, np.roll(plan.replica_expert, 1, axis=0))
+        parts = layer_picoseconds(
+            plan.load, plan.home, plan.replica_expert, plan.replica_tokens, copied, width,
+            cost.prices,
+        )  # fmt: skip
+        origin = plan.load.reshape(len(plan.load), topology.nodes, width, -1).sum(axis=2)
+        quota = plan.replica_tokens.sum(axis=1)
+        placed = placed_picoseconds(origin, plan.home, plan.replica_expert, quota, cost.prices)
+        for layer, home in enumerate(plan.home.tolist()):
+            slots = [
+                [(rank, slot) for slot, e in enumerate(row) if e >= 0]
+                for rank, row in enumerate(plan.replica_expert[layer].tolist())
+            ]
+            expert = plan.replica_expert[layer].tolist()
+            replicas = [[(expert[p][s], int(quota[layer, p, s])) for p, s in row] for row in slots]
+            copies = [[(expert[p][s], bool(copied[layer, p, s])) for p, s in row] for row in slots]
+            weight = plan.load[layer].sum(axis=0).tolist()
+            flow = flows(plan, layer)
+            nothing: list[list[tuple[int, int]]] = [[] for _ in replicas]
+            assert parts[layer, 0].tolist() == [
+                pricing_reference.compute_time(weight, home, nothing, cost),
+                pricing_reference.dispatch_time(flows(without(plan), layer), topology, cost),
+                0,
+            ]
+            assert parts[layer, 1].tolist() == [
+                pricing_reference.compute_time(weight, home, replicas, cost),
+                pricing_reference.dispatch_time(flow, topology, cost),
+                pricing_reference.exposed_time(weight, home, copies, topology, cost),
+            ]
+            assert placed[layer] == pricing_reference.placed_time(
+                origin[layer].tolist(), home, replicas, topology, cost
+            )
+
+
+def without(plan: Plan) -> Plan:
+    return dataclasses.replace(
+        plan,
+        replica_expert=np.full_like(plan.replica_expert, -1),
+        replica_tokens=np.zeros_like(plan.replica_tokens),
+    )
+
+
+def flows(plan: Plan, layer: int) -> list[list[int]]:
+    """Pairs by source and rank."""
+    left, ranks = plan.load[layer].copy(), plan.load.shape[1]
+    flow = np.zeros((ranks, ranks), np.int64)
+    for rank, slot in np.argwhere(plan.replica_expert[layer] >= 0):
+        served = plan.replica_tokens[layer, :, rank, slot]
+        flow[:, rank] += served
+        left[:, plan.replica_expert[layer, rank, slot]] -= served
+    for expert, owner in enumerate(plan.home[layer]):
+        flow[:, owner] += left[:, expert]
+    return [[int(count) for count in row] for row in flow]
+
+
+def test_a_worked_example() -> None:
+    """Two nodes of two ranks, one expert each; rank 0 holds all 40 pairs, 10 from each rank."""
+    load = np.zeros((1, 4, 4), np.int64)
+    load[0, :, 0] = 10
+    home = contiguous_homes(1, 4, 4)
+    alone = home_seconds(SIMPLE, load, home, 2)
+    assert 1e12 * alone.compute[0] == pytest.approx(5 + 50 + 40 * 10)
+    assert 1e12 * alone.dispatch[0] == pytest.approx(7 + 20 * 20)  # 20 pairs from the other node
+    assert alone.exposed_copies[0] == 0
+    placed = np.full((1, 4, 1), -1, np.int32)
+    tokens = np.zeros((1, 4, 4, 1), np.int64)
+    placed[0, 3, 0], tokens[0, 2:, 3, 0] = 0, 10
+    plan = Plan(home, load, placed, tokens, np.zeros(1, np.int64))
+    near = layer_seconds(SIMPLE, plan, 2)
+    assert 1e12 * near.compute[0] == pytest.approx(5 + 50 + 20 * 10)
+    assert 1e12 * near.dispatch[0] == pytest.approx(7 + 10 * 2)  # each node serves its own
+    window = 5 + 50 + 10 * (10 + 1)
+    assert 1e12 * near.exposed_copies[0] == pytest.approx(3000 - window)
+    assert layer_seconds(SIMPLE, plan, 2, before=plan).exposed_copies[0] == 0
+    assert near.total[0] == near.compute[0] + near.dispatch[0] + near.exposed_copies[0]
+
+
+def test_few_pairs_hide_behind_the_reading_of_weights() -> None:
+    load = np.zeros((3, 2, 2), np.int64)
+    load[1, 0, 0], load[2, 0, 0] = 5, 6
+    compute = 1e12 * home_seconds(SIMPLE, load, contiguous_homes(3, 2, 2), 2).compute
+    np.testing.assert_allclose(compute, [5, 5 + 100, 5 + 110])
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(max_pairs=2**20), prices)
+def test_no_plan_is_estimated_slower_than_no_replicas(
+    problem: StageProblem, cost: CostModel
+) -> None:
+    """Rule 4, for any prices."""
+    problem = dataclasses.replace(problem, target=None, cost=cost)
+    for plan in foremoe(problem):
+        width = problem.topology.ranks_per_node
+        alone = home_seconds(cost, plan.load, plan.home, width).total
+        assert np.all(layer_seconds(cost, plan, width).total <= alone)
+        replicas = (plan.replica_expert >= 0).any(axis=(1, 2))
+        assert np.all((layer_seconds(cost, plan, width).total < alone)[replicas])
+
+
+def test_time_chooses_the_point_on_the_frontier() -> None:
+    """Copies for nothing: the best balance. Copies that nothing hides: none."""
+    problem = skewed_problem(1, 8, 8, 32, 2)
+    free = dataclasses.replace(SIMPLE, peer_copy=0, intercept=0, read=0, node_pair=0)
+    dear = dataclasses.replace(SIMPLE, host_copy=2**40, peer_copy=2**40)
+    best, by_time, none = (
+        list(foremoe(dataclasses.replace(problem, cost=cost))) for cost in (None, free, dear)
+    )
+    for one, two, empty in zip(best, by_time, none, strict=True):
+        np.testing.assert_array_equal(one.rank_tokens().max(axis=1), two.rank_tokens().max(axis=1))
+        assert empty.replicas() == 0
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_plan_by_time_is_faster_than_any_target(nodes: int) -> None:
+    problem = skewed_problem(2, 16, 16 // nodes, 64, 2)
+    width = problem.topology.ranks_per_node
+
+    def seconds(target: float | None, cost: CostModel | None) -> float:
+        plans = foremoe(dataclasses.replace(problem, target=target, cost=cost))
+        return sum(float(layer_seconds(QWEN, plan, width).total.sum()) for plan in plans)
+
+    assert seconds(None, QWEN) <= 1.001 * min(seconds(t, None) for t in (None, 1.02, 1.1, 1.5))
+
+
+def test_a_target_stands_above_time() -> None:
+    problem = skewed_problem(1, 8, 8, 32, 2, target=1.1)
+    priced = foremoe(dataclasses.replace(problem, cost=QWEN))
+    for one, two in zip(foremoe(problem), priced, strict=True):
+        np.testing.assert_array_equal(one.replica_expert, two.replica_expert)
+
+
+def test_prices_and_loads_out_of_range_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="cost model: pair is -1"):
+        dataclasses.replace(SIMPLE, pair=-1)
+    with pytest.raises(InvalidInputError, match="host_copy"):
+        dataclasses.replace(SIMPLE, host_copy=2**45)
+    load = np.full((1, 1, 2, 2), 2**29)
+    problem = StageProblem(
+        load,
+        contiguous_homes(1, 2, 2),
+        np.zeros(1, np.int32),
+        skewed_problem(0, 2, 2, 2, 1).topology,
+        1,
+    )
+    with pytest.raises(InvalidInputError, match=r"2\*\*31"):
+        dataclasses.replace(problem, cost=SIMPLE)
+    with pytest.raises(InvalidInputError, match=r"2\*\*31"):
+        home_seconds(SIMPLE, load[0], problem.home, 2)
