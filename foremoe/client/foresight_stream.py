@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import time
-import zlib
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
@@ -12,25 +11,16 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.errors import InvalidInputError, UnavailableError
-from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
+from foremoe.client.upload_messages import UploadMessages
+from foremoe.errors import UnavailableError
 from foremoe.foresight.routing import Routing
 from foremoe.rpc.address import Address
-from foremoe.rpc.arrays import encode_array
 from foremoe.rpc.codes import local_error
-from foremoe.rpc.foresight import MAX_TOKENS, UploadHeader, check_histogram
-from foremoe.rpc.limits import UPLOAD_MESSAGE_BYTES, check_name, check_range
-from foremoe.rpc.v1.array_pb2 import Array
-from foremoe.rpc.v1.foresight_pb2 import (
-    ForesightChunk,
-    ForesightCommit,
-    ForesightHeader,
-    UploadForesightRequest,
-)
+from foremoe.rpc.foresight import UploadHeader
+from foremoe.rpc.v1.foresight_pb2 import UploadForesightRequest
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 
 QUEUED_CHUNKS = 64
-CHUNK_BYTES = UPLOAD_MESSAGE_BYTES - 4096  # leaves room for the id and the framing
 _LOOK_AGAIN_SECONDS = 0.1
 
 
@@ -53,29 +43,15 @@ class ForesightStream:
         self.sequences_known = 0
         self._stub = stub
         self._address = address
-        self._header = header
+        self._upload = UploadMessages(header, send_ids)
         self._timeout_seconds = timeout_seconds
-        self._send_ids = send_ids
         self._messages: queue.Queue[UploadForesightRequest | None] = queue.Queue(QUEUED_CHUNKS)
         self._call: Any = None
         self._aborted = False
-        self._chunks = 0
-        self._payload_bytes = 0
-        self._crc32 = 0
 
     def __enter__(self) -> Self:
-        header = self._header
         self._call = self._stub.UploadForesight.future(self._take_messages())
-        self._put(
-            UploadForesightRequest(
-                header=ForesightHeader(
-                    step=header.step,
-                    layers=header.layers,
-                    num_experts=header.num_experts,
-                    top_k=header.top_k,
-                )
-            )
-        )
+        self._put(self._upload.header())
         return self
 
     def add(
@@ -97,72 +73,8 @@ class ForesightStream:
         not captured; the stream can go on without it. Raises what the daemon answered when it has
         refused the upload.
         """
-        check_name(sequence_id, "sequence_id")
-        if sum(given is not None for given in (histogram, expert_ids, routing)) != 1:
-            raise InvalidInputError("give one of histogram, expert_ids and routing")
-        if routing is not None:
-            expert_ids = self._captured_ids(routing)
-        if expert_ids is not None:
-            self._add_ids(sequence_id, expert_ids)
-        elif histogram is not None:
-            self._add_histogram(sequence_id, histogram)
-
-    def _captured_ids(self, routing: Routing) -> NDArray[Any]:
-        """Ids of the rows that count, in the header's layers."""
-        if routing.num_experts != self._header.num_experts:
-            raise InvalidInputError(
-                f"routing of sequence {routing.sequence!r}: is of a model with "
-                f"{routing.num_experts} experts, the header says {self._header.num_experts}"
-            )
-        captured = routing.select(self._header.layers)
-        captured.check_captured()
-        return captured.present_ids()
-
-    def _add_ids(self, sequence_id: str, ids: NDArray[Any]) -> None:
-        header = self._header
-        expected = (len(ids) if ids.ndim else 0, len(header.layers), header.top_k)
-        if ids.shape != expected or ids.dtype not in ID_DTYPES or len(ids) == 0:
-            raise InvalidInputError(
-                f"expert_ids of sequence {sequence_id!r}: expected uint8, uint16 or int32 "
-                f"[at least 1 token, {len(header.layers)}, {header.top_k}], "
-                f"got {ids.dtype} {list(ids.shape)}"
-            )
-        check_range(len(ids), 1, MAX_TOKENS, f"sequence {sequence_id!r}: tokens")
-        if not self._send_ids:
-            counts = expert_histogram(ids, header.num_experts)
-            self._send(sequence_id, len(ids), counts, "histogram")
-            return
-        if int(ids.min()) < 0 or int(ids.max()) >= header.num_experts:
-            raise InvalidInputError(
-                f"expert_ids of sequence {sequence_id!r}: ids must lie in "
-                f"[0, {header.num_experts}), got {int(ids.min())} to {int(ids.max())}"
-            )
-        piece = max(CHUNK_BYTES // (ids[0].nbytes), 1)
-        for begin in range(0, len(ids), piece):
-            part = ids[begin : begin + piece]
-            self._send(sequence_id, len(part), part, "expert_ids")
-
-    def _add_histogram(self, sequence_id: str, histogram: NDArray[np.uint32]) -> None:
-        header, field = self._header, f"histogram of sequence {sequence_id!r}"
-        expected = (len(header.layers), header.num_experts)
-        if histogram.shape != expected or histogram.dtype != np.uint32:
-            raise InvalidInputError(
-                f"{field}: expected uint32 {list(expected)}, "
-                f"got {histogram.dtype} {list(histogram.shape)}"
-            )
-        tokens = int(histogram[0].sum(dtype=np.int64)) // header.top_k
-        check_range(tokens, 1, MAX_TOKENS, f"{field}: tokens")
-        check_histogram(histogram, tokens, header, field)
-        self._send(sequence_id, tokens, histogram, "histogram")
-
-    def _send(self, sequence_id: str, tokens: int, array: NDArray[Any], kind: str) -> None:
-        message: Array = encode_array(array)
-        chunk = ForesightChunk(sequence_id=sequence_id, tokens=tokens)
-        getattr(chunk, kind).CopyFrom(message)
-        self._put(UploadForesightRequest(chunk=chunk))
-        self._chunks += 1
-        self._payload_bytes += array.nbytes
-        self._crc32 = zlib.crc32(message.data, self._crc32)
+        for message in self._upload.chunks(sequence_id, histogram, expert_ids, routing):
+            self._put(message)
 
     def __exit__(
         self,
@@ -173,10 +85,7 @@ class ForesightStream:
         if error is not None:
             self._abort()
             return
-        commit = ForesightCommit(
-            chunks=self._chunks, payload_bytes=self._payload_bytes, crc32=self._crc32
-        )
-        self._put(UploadForesightRequest(commit=commit))
+        self._put(self._upload.commit())
         self._put(None)
         try:
             response = self._call.result(timeout=self._timeout_seconds)
