@@ -35,10 +35,12 @@ class AttachOptions:
     ranks_per_node: 0 takes LOCAL_WORLD_SIZE if set, else all ranks of the group.
     cache_directory: a tmpfs for the node's host cache; None leaves only the peer path.
     cache_limit_bytes: most bytes of that cache. limit_bytes: most bytes of this rank's slots and
-    returning gradients. None is no limit.
+    returning gradients; too few for slots in every layer, and the layers share them. None is no
+    limit.
     plan_wait_seconds: how long a micro-step may wait for its plan before it runs without.
     wait_seconds: how long a rank may wait for another one's copies before it raises; more than the
-    ranks ever drift apart between two collectives.
+    ranks ever drift apart between two collectives. verify_copies: compare checksums before every
+    use of a replica; slow, for finding faults.
     """
 
     address: str | None
@@ -50,6 +52,7 @@ class AttachOptions:
     limit_bytes: int | None = None
     plan_wait_seconds: float = 1.0
     wait_seconds: float = 300.0
+    verify_copies: bool = False
 
 
 def open_session(
@@ -85,6 +88,7 @@ def open_session(
         limit_bytes=options.limit_bytes,
         wait_seconds=options.wait_seconds,
         home=layout.home,
+        checksums=options.verify_copies,
     )
     return RankSession(
         layout,

@@ -1,6 +1,6 @@
 """A rank's own experts of one layer: where their parameters and gradients live."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,23 +52,30 @@ class HomeExperts:
         return next(iter(self._weights_of(0).values())).device
 
     def add_gradients(self, expert: int, replicas: Sequence[Mapping[str, Tensor]]) -> None:
-        """Add the replicas' weight gradients, in the order given, to the expert's ``.grad``.
+        """Add the replicas' weight gradients, in the order given, to the expert's own.
 
-        They are summed in their own dtype, float32 at least, and rounded once.
+        They are summed in their own dtype, float32 at least, and rounded once. They go where the
+        trainer sums gradients: into ``main_grad`` (as Megatron calls it) if there is one, else into
+        ``.grad``.
         """
         row = self._row[expert]
         for name, given in self.parameters.items():
-            parameter = given if isinstance(given, nn.Parameter) else given[row]
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            target = local_part(parameter.grad)
-            if parameter is given:
-                target = target[row]
+            if isinstance(given, nn.Parameter):
+                target = _gradient(given)[row]
+            else:
+                target = _gradient(given[row])
             total = target.to(replicas[0][name].dtype)
             for gradients in replicas:
                 total.add_(gradients[name], alpha=self.gradient_scale)
             if total is not target:
                 target.copy_(total)
+
+    def owns(self, parameters: Iterable[object]) -> bool:
+        """Whether any of ``parameters`` belongs to these experts."""
+        own: set[int] = set()
+        for given in self.parameters.values():
+            own |= {id(given)} if isinstance(given, nn.Parameter) else set(map(id, given))
+        return any(id(parameter) in own for parameter in parameters)
 
     def _weights_of(self, row: int) -> dict[str, Tensor]:
         return {
@@ -77,6 +84,16 @@ class HomeExperts:
             else local_part(given[row])
             for name, given in self.parameters.items()
         }
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """This rank's part of what the trainer sums gradients in; made if there is none."""
+    total = getattr(parameter, "main_grad", None)
+    if total is None:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        total = parameter.grad
+    return local_part(total)
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -331,8 +331,8 @@ class RankSession:
     def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
         """Called by torch before any optimizer of this process changes weights."""
         if self._failed or self._engine.owing:
-            own = {id(p) for home in self._homes.values() for p in home.parameters.values()}
-            if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            stepped = [p for group in optimizer.param_groups for p in group["params"]]
+            if any(home.owns(stepped) for home in self._homes.values()):
                 self._refuse_missing_gradients()
 
     def _refuse_missing_gradients(self) -> None:

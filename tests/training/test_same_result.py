@@ -7,7 +7,7 @@ import torch
 
 from tests.processes import run_ranks
 from tests.training.dense import Case, train_dense
-from tests.training.workers import recompute_twice, train
+from tests.training.workers import Way, recompute_twice, train
 
 TOLERANCE = 1e-10
 
@@ -28,7 +28,7 @@ def test_routing_that_differs_from_the_foresight_changes_nothing() -> None:
 
 def test_a_rank_without_the_plan_degrades_all_alike() -> None:
     case = Case(seed=12, ranks=2)
-    results = run_ranks(train, 2, case, {1: {0, 2}})
+    results = run_ranks(train, 2, case, Way(missing={1: {0, 2}}))
     assert_same(case, results)
     for result in results:
         assert [record.balanced for record in result["records"]] == [
@@ -46,6 +46,29 @@ def test_a_second_forward_in_a_micro_step_gives_the_same() -> None:
         for forward in range(2):
             actual = torch.cat([result[index][forward] for result in results])
             assert torch.allclose(actual, expected[index], rtol=0, atol=TOLERANCE)
+
+
+WAYS = {
+    "streaming": Way(frames=2),
+    "streaming, checkpointed": Way(frames=2, checkpointed=True),
+    "resident, checkpointed": Way(checkpointed=True),
+    "streaming, another forward": Way(frames=2, twice=True),
+    "resident, another forward": Way(twice=True),
+    "resident, out of order, a plan missing": Way(order=(0, 2, 1, 3), missing={1: {2}}),
+    "streaming, out of order, a plan missing": Way(frames=2, order=(0, 2, 1, 3), missing={1: {2}}),
+    "resident, main_grad": Way(main_grad=True),
+    "streaming, checksums": Way(frames=2, verify=True),
+    "resident, checksums": Way(stay=True, verify=True),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_however_replicas_are_kept_the_result_is_the_same(way: Way) -> None:
+    case = Case(seed=14, ranks=2, micro_steps=4)
+    results = run_ranks(train, 2, case, way)
+    assert_same(case, results)
+    degraded = sum(not record.balanced for record in results[0]["records"])
+    assert degraded == sum(map(len, way.missing.values()))
 
 
 def assert_same(case: Case, results: list[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """What rank processes run in the tests of the torch side."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -8,28 +9,72 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from foremoe.client.rank import MicroStepReport, RankPlan
+from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.plan import placement_digest
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.layer import MoELayer
 from foremoe.training.session import RankSession
+from foremoe.transfer.slab import SlabLayout
+from foremoe.transfer.slots import slot_bytes
 from foremoe.vocabulary import Stage
 from tests.training.dense import Case
 
 STEP = 7
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a case is trained; the numbers must not depend on it.
+
+    frames: layers that have slots at a time, None for all of them. order: of the micro-steps of a
+    mini-batch. missing: micro-steps for which some ranks hold no plan. stay: one placement for a
+    whole mini-batch. checkpointed: forward is run again in backward. twice: forward is run once
+    more before it, for nothing. verify: checksums. main_grad: where gradients are summed.
+    """
+
+    frames: int | None = None
+    order: tuple[int, ...] = ()
+    missing: dict[int, set[int]] = field(default_factory=dict)
+    stay: bool = False
+    checkpointed: bool = False
+    twice: bool = False
+    verify: bool = False
+    main_grad: bool = False
+
+    def micro_steps(self, case: Case) -> list[list[int]]:
+        """In the order in which they are run, by mini-batch."""
+        order = self.order or range(case.micro_steps)
+        starts = range(0, case.total, case.micro_steps)
+        return [[start + index for index in order] for start in starts]
+
+    def limit_bytes(self, case: Case) -> int | None:
+        if self.frames is None:
+            return None
+        shapes = {n: tuple(w.shape[1:]) for n, w in case.expert_weights(0).items()}
+        slab = SlabLayout.from_shapes(shapes, torch.float64)
+        each = self.frames * slot_bytes(slab, training=True) + slab.gradient_layout().nbytes
+        return case.spare_slots * each
+
+
+PLAIN = Way()
+
+
 class RandomPlans:
-    """Valid placements with arbitrary quotas, the same placement on every rank."""
+    """Valid placements with arbitrary quotas, the same placement on every rank.
+
+    Some replicas get no tokens from anyone.
+    """
 
     connected = True
 
-    def __init__(self, case: Case, rank: int, missing: dict[int, set[int]] | None = None) -> None:
-        """missing: micro-steps for which some ranks hold no plan."""
+    def __init__(self, case: Case, rank: int, way: Way = PLAIN) -> None:
         self._case = case
         self._rank = rank
-        self._missing = (missing or {}).get(rank, set())
+        self._missing = way.missing.get(rank, set())
+        self._stay = way.stay
         self.reports: list[MicroStepReport] = []
 
     def wait(
@@ -42,10 +87,12 @@ class RandomPlans:
         home = np.repeat(np.arange(case.ranks, dtype=np.int32), case.experts // case.ranks)
         homes = np.tile(home, (case.layers, 1))
         layers = np.array(case.layer_ids, np.int32)
-        replicas = self._placement(micro_step, home)
+        drawn = micro_step - micro_step % case.micro_steps if self._stay else micro_step
+        replicas = self._placement(drawn, home)
         quota = np.random.default_rng([case.seed, self._rank, micro_step]).integers(
             0, 9, replicas.shape
         )
+        quota[np.random.default_rng([case.seed, micro_step]).random(quota.shape) < 0.3] = 0
         return RankPlan(
             step=step,
             stage=stage,
@@ -53,19 +100,20 @@ class RandomPlans:
             micro_steps=case.total,
             mini_batch=micro_step // case.micro_steps,
             layers=layers,
-            home=homes,
+            home=self.home,
             replica_expert=replicas,
             replica_tokens=np.where(replicas >= 0, quota, 0),
-            digest=placement_digest(step, stage, micro_step, layers, homes, replicas),
+            digest=placement_digest(step, stage, micro_step, layers, self.home, replicas),
         )
 
-    def _placement(self, micro_step: int, home: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _placement(self, micro_step: int) -> NDArray[np.int32]:
         case = self._case
         generator = np.random.default_rng([case.seed, 1234, micro_step])
         placement = np.full((case.layers, case.ranks, case.spare_slots), -1, np.int32)
         for layer in range(case.layers):
             for rank in range(case.ranks):
-                foreign = generator.permutation(np.flatnonzero(home != rank))[: case.spare_slots]
+                foreign = generator.permutation(np.flatnonzero(self.home[layer] != rank))
+                foreign = foreign[: case.spare_slots]
                 used = generator.random(len(foreign)) < 0.8
                 placement[layer, rank, : len(foreign)] = np.where(used, foreign, -1)
         return placement
@@ -80,21 +128,21 @@ class RandomPlans:
     def close(self) -> None: ...
 
 
-def train(rank: int, case: Case, missing: dict[int, set[int]] | None = None) -> dict[str, Any]:
+def train(rank: int, case: Case, way: Way = PLAIN) -> dict[str, Any]:
     """Train the case's layers on this rank with random plans; outputs, gradients and reports."""
-    layers, session = build(case, None)
-    plans = session._client = RandomPlans(case, rank, missing)
-    outputs: list[Tensor] = []
+    layers, session = build(case, None, way)
+    plans = session._client = RandomPlans(case, rank, way)
+    outputs: dict[int, Tensor] = {}
     gradients: list[Tensor] = []
     with session.stage(STEP, Stage.UPDATE) as run:
-        for index in range(case.total):
-            with session.micro_step(index):
-                outputs.append(forward_backward(case, rank, index, layers))
-            if index % case.micro_steps == case.micro_steps - 1:
-                gradients += optimizer_step(layers, session)
+        for mini_batch in way.micro_steps(case):
+            for index in mini_batch:
+                with session.micro_step(index):
+                    outputs[index] = forward_backward(case, rank, index, layers, way)
+            gradients += optimizer_step(layers, session)
     session.close()
     return {
-        "outputs": outputs,
+        "outputs": [outputs[index] for index in range(case.total)],
         "gradients": gradients,
         "records": run.records,
         "reports": len(plans.reports),
@@ -116,12 +164,21 @@ def recompute_twice(rank: int, case: Case) -> list[list[Tensor]]:
     return outputs
 
 
-def build(case: Case, address: str | None) -> tuple[list[MoELayer], RankSession]:
+def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELayer], RankSession]:
     """The case's layers on this rank, joined to the daemon at ``address`` if there is one."""
     group = dist.group.WORLD
     assert group is not None
     layers = [_layer(case, position, group) for position in range(case.layers)]
-    options = AttachOptions(address=address, spare_slots=case.spare_slots)
+    if way.main_grad:
+        for layer in layers:
+            for parameter in (layer.gate_up, layer.down):
+                use_main_grad(parameter)
+    options = AttachOptions(
+        address=address,
+        spare_slots=case.spare_slots,
+        limit_bytes=way.limit_bytes(case),
+        verify_copies=way.verify,
+    )
     session = open_session([layer.home_experts() for layer in layers], group, options)
     for layer in layers:
         layer.session = session
@@ -140,16 +197,39 @@ def _layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
     return layer
 
 
-def forward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
+def use_main_grad(parameter: torch.nn.Parameter) -> None:
+    """Sum gradients as Megatron does: in ``main_grad``, and ``grad`` is none."""
+    main_grad = torch.zeros_like(parameter)
+    parameter.main_grad = main_grad  # type: ignore[attr-defined]
+
+    def accumulate(leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        main_grad.add_(leaf.grad)
+        leaf.grad = None
+
+    parameter.register_post_accumulate_grad_hook(accumulate)
+
+
+def forward(case: Case, rank: int, index: int, layers: list[MoELayer], way: Way = PLAIN) -> Tensor:
     hidden = case.inputs(rank, index)
     routing = torch.from_numpy(case.actual_routing(rank, index))
     for position, layer in enumerate(layers):
-        hidden = hidden + layer(hidden, routing[:, position])
+        if way.checkpointed:
+            hidden = hidden.requires_grad_()
+            run: Any = checkpoint
+            hidden = hidden + run(layer, hidden, routing[:, position], use_reentrant=False)
+        else:
+            hidden = hidden + layer(hidden, routing[:, position])
     return hidden
 
 
-def forward_backward(case: Case, rank: int, index: int, layers: list[MoELayer]) -> Tensor:
-    hidden = forward(case, rank, index, layers)
+def forward_backward(
+    case: Case, rank: int, index: int, layers: list[MoELayer], way: Way = PLAIN
+) -> Tensor:
+    hidden = forward(case, rank, index, layers, way)
+    if way.twice:
+        with torch.no_grad():
+            assert torch.allclose(forward(case, rank, index, layers), hidden, rtol=0, atol=1e-12)
     (hidden**2).sum().backward()
     return hidden.detach()
 
@@ -158,13 +238,15 @@ def optimizer_step(layers: list[MoELayer], session: RankSession) -> list[Tensor]
     gradients = []
     for layer in layers:
         for parameter in (layer.router.weight, layer.gate_up, layer.down):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+            total = getattr(parameter, "main_grad", parameter.grad)
+            if total is None:
+                total = torch.zeros_like(parameter)
             if parameter is layer.router.weight:
-                dist.all_reduce(parameter.grad)
-            gradients.append(parameter.grad.clone())
+                dist.all_reduce(total)
+            gradients.append(total.clone())
             with torch.no_grad():
-                parameter -= 0.003 * parameter.grad
+                parameter -= 0.003 * total
             parameter.grad = None
+            total.zero_()
     session.weights_changed()
     return gradients
