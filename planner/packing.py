@@ -19,6 +19,7 @@ The certificate: whatever the packing, the slowest rank of layer l computes, ove
 a mini-batch, at least max_p sum_s h_spl, and has at least 1 / P of the attention.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import inf
 
@@ -152,20 +153,25 @@ class Packing:
 
 
 def rank_pairs(
-    histograms: NDArray[np.uint32], home: NDArray[np.int32], ranks: int
+    histograms: Iterable[NDArray[np.uint32]], home: NDArray[np.int32], ranks: int
 ) -> NDArray[np.uint32]:
-    """Pairs by home rank of their expert: ``[S, L, E]``, ``home [L, E]`` -> uint32 ``[S, P, L]``.
+    """Pairs by home rank of their expert: ``[L, E]`` of S sequences -> uint32 ``[S, P, L]``.
 
     Raises InvalidInputError if a rank has not as many experts as the others, or 2**32 pairs.
     """
     check_homes(home, ranks)
+    layers, experts = home.shape
     order = np.argsort(home, axis=1, kind="stable")
-    by_rank = np.take_along_axis(histograms, order[None], axis=2)
-    sequences, layers, experts = histograms.shape
-    pairs = by_rank.reshape(sequences, layers, ranks, experts // ranks).sum(axis=3, dtype=np.int64)
-    if pairs.size and int(pairs.max()) >= 2**32:
-        raise InvalidInputError("histograms: a sequence has 2**32 pairs or more on one rank")
-    return np.ascontiguousarray(pairs.transpose(0, 2, 1), np.uint32)
+    pairs: list[NDArray[np.uint32]] = []
+    for histogram in histograms:
+        by_rank = np.take_along_axis(histogram, order, axis=1)
+        counted = by_rank.reshape(layers, ranks, experts // ranks).sum(axis=2, dtype=np.int64)
+        if counted.size and int(counted.max()) >= 2**32:
+            raise InvalidInputError(
+                f"histograms: sequence {len(pairs)} has 2**32 pairs or more on one rank"
+            )
+        pairs.append(counted.T.astype(np.uint32))
+    return np.array(pairs, np.uint32).reshape(len(pairs), ranks, layers)
 
 
 def propose_schedule(problem: PackingProblem) -> Packing:

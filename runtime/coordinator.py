@@ -22,6 +22,7 @@ from foremoe.errors import (
 )
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.limits import check_range
+from foremoe.rpc.proposal import ProposalRequest
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule, check_schedule
@@ -33,6 +34,7 @@ from foremoe.runtime.groups import EpGroup, EpGroups
 from foremoe.runtime.journal import log_degraded, log_failed, log_planned, log_step
 from foremoe.runtime.plan_log import PlanLog, PublishedPlan
 from foremoe.runtime.planning import PlanningJob, planning_job
+from foremoe.runtime.proposal import ProposalJob, proposal_job
 from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
 from foremoe.runtime.step import Step
 from foremoe.runtime.store import ForesightStore
@@ -101,6 +103,20 @@ class Coordinator:
         return counts
 
     # Schedules
+
+    def open_proposal(self, request: ProposalRequest) -> ProposalJob:
+        """Look up what is to be packed; end it with close_proposal when no worker needs it.
+
+        Raises UnknownError for a group, step or sequence not known, InvalidInputError for a model
+        that does not fit the group, ExhaustedError when there is no memory to pack in.
+        """
+        group = self.groups.get(request.ep_group)
+        job = proposal_job(request, group, self._step(request.step))
+        self._reserve(job.work_bytes, keep=request.step)
+        return job
+
+    def close_proposal(self, job: ProposalJob) -> None:
+        self.budget.release(job.work_bytes)
 
     def submit_schedule(
         self, ep_group: str, step: int, stage: Stage, micro_steps: Sequence[MicroStepSchedule]

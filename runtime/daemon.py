@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
-from foremoe.planner import policies
+from foremoe.planner import packing, policies
 from foremoe.rpc.address import Address, TcpAddress, UnixAddress, parse_address
 from foremoe.rpc.v1 import foresight_pb2, rank_pb2, schedule_pb2, status_pb2
 from foremoe.rpc.v1.foresight_pb2_grpc import add_ForesightServiceServicer_to_server
@@ -69,6 +69,7 @@ def serve(config: RuntimeConfig) -> None:
 def warm_up() -> None:
     """Compile the kernels, or load them from the cache, before anybody waits for a plan."""
     policies.warm_up()
+    packing.warm_up()
     for dtype in ID_DTYPES:  # what arrives on the wire is read-only, another type to numba
         ids = np.zeros((1, 1, 1), dtype)
         ids.setflags(write=False)
@@ -101,7 +102,7 @@ class Daemon:
         boundary = Boundary()
         ranks = RankService(coordinator, published)
         side_port = self._open_side_port(coordinator, boundary)
-        server, health_service = await self._start_server(boundary, coordinator, ranks)
+        server, health_service = await self._start_server(boundary, coordinator, ranks, pool)
         log.info(
             "serving at %s, pid %d, policy %s, %s",
             self._address.target,
@@ -150,7 +151,7 @@ class Daemon:
         return side_port
 
     async def _start_server(
-        self, boundary: Boundary, coordinator: Coordinator, ranks: RankService
+        self, boundary: Boundary, coordinator: Coordinator, ranks: RankService, pool: PlanningPool
     ) -> tuple[grpc.aio.Server, health.HealthServicer]:
         server = grpc.aio.server(
             interceptors=[boundary],
@@ -158,7 +159,7 @@ class Daemon:
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
         add_ForesightServiceServicer_to_server(ForesightService(coordinator), server)
-        add_ScheduleServiceServicer_to_server(ScheduleService(coordinator), server)
+        add_ScheduleServiceServicer_to_server(ScheduleService(coordinator, pool), server)
         add_RankServiceServicer_to_server(ranks, server)
         add_StatusServiceServicer_to_server(StatusService(coordinator), server)
         health_service = health.HealthServicer()

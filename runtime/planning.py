@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from foremoe.runtime.step import Step
 from foremoe.runtime.step_homes import StepHomes
 
 Histogram = NDArray[np.uint32]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,14 +72,15 @@ def planning_job(
         [[sequences[sequence_id].histogram for sequence_id in ids] for ids in micro_step.ranks]
         for micro_step in record.schedule
     ]
-    rows = _layer_rows(step.foresight.header, group.description)
+    rows = layer_rows(step.foresight.header, group.description)
     homes = step.homes.get(record.ep_group)
     if homes is None:
         homes = StepHomes(group.description, group.home, histograms, rows)
     return PlanningJob(record, group.description, histograms, rows, homes, target)
 
 
-def _layer_rows(header: UploadHeader, group: RankRegistration) -> NDArray[np.int64]:
+def layer_rows(header: UploadHeader, group: RankRegistration) -> NDArray[np.int64]:
+    """The group's layers as rows of the foresight; raises as ``planning_job``."""
     if header.num_experts != group.num_experts:
         raise InvalidInputError(
             f"step {header.step}: its foresight has {header.num_experts} experts per layer, "
@@ -170,6 +172,10 @@ class PlanningPool:
         """Queue a job; a worker takes it as soon as one is free."""
         future = self._executor.submit(self._plan, job, sink)
         future.add_done_callback(partial(self._report_failure, job, sink))
+
+    def run(self, work: Callable[[], Result]) -> Future[Result]:
+        """Queue anything else that takes a worker's time."""
+        return self._executor.submit(work)
 
     def close(self) -> None:
         """Drop the queued jobs and wait for those being planned; cancel their records first."""

@@ -10,6 +10,7 @@ from typing import Any
 from foremoe.errors import InvalidInputError
 from foremoe.rpc.foresight import decode_chunk, decode_header
 from foremoe.rpc.limits import MAX_STEP, UPLOAD_MESSAGE_BYTES, check_range
+from foremoe.rpc.proposal import decode_proposal_request, encode_proposal
 from foremoe.rpc.rank_plan import encode_rank_plan
 from foremoe.rpc.registration import decode_registration
 from foremoe.rpc.report import decode_report
@@ -22,6 +23,7 @@ from foremoe.rpc.v1.rank_pb2_grpc import RankServiceServicer
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceServicer
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceServicer
 from foremoe.runtime.coordinator import Coordinator
+from foremoe.runtime.planning import PlanningPool
 from foremoe.runtime.upload import StagedUpload
 
 
@@ -92,10 +94,24 @@ def _part(request: foresight_pb2.UploadForesightRequest) -> str | None:
 
 
 class ScheduleService(ScheduleServiceServicer):
-    """Schedules in, steps released."""
+    """Schedules proposed and taken in, steps released."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, pool: PlanningPool) -> None:
         self._coordinator = coordinator
+        self._pool = pool
+
+    async def ProposeSchedule(
+        self, request: schedule_pb2.ProposeScheduleRequest, _context: Any
+    ) -> schedule_pb2.ProposeScheduleResponse:
+        job = self._coordinator.open_proposal(decode_proposal_request(request))
+        queued = self._pool.run(job.propose)
+        work = asyncio.wrap_future(queued)
+        work.add_done_callback(lambda _: self._coordinator.close_proposal(job))
+        try:
+            return encode_proposal(await asyncio.shield(work))
+        except asyncio.CancelledError:
+            queued.cancel()  # in vain once a worker has it; then its bytes stay taken until the end
+            raise
 
     async def SubmitSchedule(
         self, request: schedule_pb2.SubmitScheduleRequest, _context: Any
@@ -104,7 +120,7 @@ class ScheduleService(ScheduleServiceServicer):
             request.ep_group,
             request.step,
             decode_stage(request.stage, "stage"),
-            decode_micro_steps(request),
+            decode_micro_steps(request.micro_steps),
         )
         return schedule_pb2.SubmitScheduleResponse(micro_steps=micro_steps)
 

@@ -2,15 +2,19 @@
 
 from foremoe.client.controller import ControllerClient
 from foremoe.client.rank import RankClient, RankPlan
+from foremoe.planner.packing import AttentionCost
+from foremoe.rpc.proposal import ScheduleProposal
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule
 
 __all__ = [
+    "AttentionCost",
     "ControllerClient",
     "MicroStepReport",
     "MicroStepSchedule",
     "RankClient",
     "RankPlan",
     "RankRegistration",
+    "ScheduleProposal",
 ]

@@ -8,11 +8,18 @@ from typing import Any, Self
 import grpc
 
 from foremoe.client.foresight_stream import ForesightStream
+from foremoe.planner.packing import UNLIMITED, AttentionCost
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import close_channel, open_channel
 from foremoe.rpc.codes import local_error
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.limits import MAX_STEP, check_name, check_range
+from foremoe.rpc.proposal import (
+    ProposalRequest,
+    ScheduleProposal,
+    decode_proposal,
+    encode_proposal_request,
+)
 from foremoe.rpc.schedule import MicroStepSchedule, check_schedule, encode_micro_steps
 from foremoe.rpc.stages import encode_stage
 from foremoe.rpc.status import RuntimeStatus, decode_status
@@ -63,6 +70,37 @@ class ControllerClient:
             self._timeout_seconds,
             send_ids,
         )
+
+    def propose_schedule(
+        self,
+        ep_group: str,
+        step: int,
+        token_budget: int,
+        *,
+        mini_batches: Sequence[Sequence[str]] = (),
+        max_sequences: int | None = None,
+        attention: AttentionCost | None = None,
+    ) -> ScheduleProposal:
+        """Have the sequences of a step packed by their routing; submit the ``micro_steps`` as is.
+
+        token_budget, max_sequences: most a rank is given in one micro-step. mini_batches: sequence
+        ids by mini-batch, in order; by default one of all the step's sequences. attention: work on
+        a sequence but for its experts, by default none.
+
+        Takes up to some seconds. Raises UnknownError for a group, step or sequence the daemon does
+        not know, InvalidInputError for a sequence above the budget, ExhaustedError when the daemon
+        has no memory to pack in.
+        """
+        request = ProposalRequest(
+            ep_group,
+            step,
+            token_budget,
+            UNLIMITED if max_sequences is None else max_sequences,
+            attention or AttentionCost(),
+            mini_batches,
+        )
+        stub = ScheduleServiceStub(self._open())
+        return decode_proposal(self._ask(stub.ProposeSchedule, encode_proposal_request(request)))
 
     def submit_schedule(
         self, ep_group: str, step: int, stage: Stage, micro_steps: Sequence[MicroStepSchedule]

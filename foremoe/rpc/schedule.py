@@ -1,11 +1,11 @@
 """The schedule of a stage: which sequences each rank processes in each micro-step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from foremoe.errors import InvalidInputError
 from foremoe.rpc.limits import check_range
-from foremoe.rpc.v1.schedule_pb2 import MicroStep, RankSequences, SubmitScheduleRequest
+from foremoe.rpc.v1.schedule_pb2 import MicroStep, RankSequences
 
 MAX_MICRO_STEPS = 65536
 
@@ -63,9 +63,9 @@ def encode_micro_steps(micro_steps: Sequence[MicroStepSchedule]) -> list[MicroSt
     ]
 
 
-def decode_micro_steps(message: SubmitScheduleRequest) -> tuple[MicroStepSchedule, ...]:
-    """What the message says; ``check_schedule`` tells whether it makes sense."""
+def decode_micro_steps(messages: Iterable[MicroStep]) -> tuple[MicroStepSchedule, ...]:
+    """What the messages say; ``check_schedule`` tells whether it makes sense."""
     return tuple(
         MicroStepSchedule(micro_step.mini_batch, [rank.sequence_ids for rank in micro_step.ranks])
-        for micro_step in message.micro_steps
+        for micro_step in messages
     )

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from foremoe.errors import ForemoeError
+from foremoe.planner.packing import AttentionCost
 from foremoe.planner.policies import POLICIES
 from foremoe.rpc.foresight import SequencePiece, UploadHeader
+from foremoe.rpc.proposal import ProposalRequest
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule
@@ -163,6 +165,26 @@ class CoordinatorMachine(RuleBasedStateMachine):
             assert flaw == "none"
             assert earlier is None or earlier.schedule == tuple(schedule)
             event("scheduled")
+
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data(), flaw=FLAWS)
+    def propose(self, data: st.DataObject, flaw: str) -> None:
+        step = data.draw(st.sampled_from(sorted(self.sequences)))
+        names = sorted(self.sequences[step])
+        extra = {"none": [], "stranger": [["stranger"]], "repeat": [["stranger", "stranger"]]}[flaw]
+
+        def pack() -> None:
+            request = ProposalRequest("group", step, 1 << 20, 1, AttentionCost(), [names, *extra])
+            job = self.coordinator.open_proposal(request)
+            proposed = job.propose().micro_steps
+            self.coordinator.close_proposal(job)
+            packed = [name for micro_step in proposed for ids in micro_step.ranks for name in ids]
+            assert sorted(packed) == names
+
+        if self.attempt(pack):
+            assert flaw == "none"
+            event("proposed")
+        self.forget_retired()
 
     @precondition(lambda self: self.planning)
     @rule(data=st.data(), calls=st.integers(1, 4), breaks=RARELY, too_late=RARELY)

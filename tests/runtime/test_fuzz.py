@@ -27,6 +27,13 @@ UNARY = {
     "RankService/ReportStage": rank_pb2.ReportStageRequest(
         ep_group="group", step=1, stage=stage_pb2.STAGE_UPDATE
     ),
+    "ScheduleService/ProposeSchedule": schedule_pb2.ProposeScheduleRequest(
+        ep_group="group",
+        step=1,
+        token_budget=4096,
+        attention=schedule_pb2.AttentionCost(alpha=1.5, beta=0.5),
+        mini_batches=[schedule_pb2.MiniBatch(sequence_ids=["a", "b"])],
+    ),
     "ScheduleService/SubmitSchedule": schedule_pb2.SubmitScheduleRequest(
         ep_group="group",
         step=1,

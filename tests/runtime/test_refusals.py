@@ -83,6 +83,15 @@ def schedule(
     return lambda channel: ScheduleServiceStub(channel).SubmitSchedule(request, timeout=10)
 
 
+def propose(*mini_batches: Sequence[str], **fields: Any) -> Call:
+    values = {"ep_group": "group", "step": STEP, "token_budget": 8, **fields}
+    request = schedule_pb2.ProposeScheduleRequest(
+        **values,
+        mini_batches=[schedule_pb2.MiniBatch(sequence_ids=names) for names in mini_batches],
+    )
+    return lambda channel: ScheduleServiceStub(channel).ProposeSchedule(request, timeout=10)
+
+
 def report(micro_step: int = 0, layers: int = 2, seconds: float = 0.0, **fields: Any) -> Call:
     values = {
         "ep_group": "group",
@@ -230,6 +239,41 @@ REFUSALS: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     ),
     "sequence twice": (schedule([[["a"], ["a"]]], stage=2), INVALID, "micro_steps[0].ranks[1]"),
     "other schedule": (schedule([[[], ["a"]]]), CONFLICT, "another schedule"),
+    "proposal for an unknown group": (propose(ep_group="other"), UNKNOWN, "'other'"),
+    "proposal for an unknown step": (propose(step=99), UNKNOWN, "step 99"),
+    "proposal for a step out of range": (propose(step=2**63), INVALID, "step"),
+    "proposal with an unknown sequence": (
+        propose(["a"], ["b"]),
+        UNKNOWN,
+        "mini_batches[1]: sequence 'b' has no foresight in step 7",
+    ),
+    "proposal with a sequence twice": (
+        propose(["a"], ["a"]),
+        INVALID,
+        "mini_batches[1]: sequence 'a' is named twice",
+    ),
+    "proposal with an empty mini-batch": (propose(["a"], []), INVALID, "mini_batches[1]"),
+    "proposal without a budget": (propose(token_budget=0), INVALID, "token_budget"),
+    "proposal of too many sequences": (
+        propose(max_sequences=2**31),
+        INVALID,
+        "max_sequences",
+    ),
+    "proposal with negative attention": (
+        propose(attention=schedule_pb2.AttentionCost(alpha=-1)),
+        INVALID,
+        "attention alpha",
+    ),
+    "proposal with attention that is no number": (
+        propose(attention=schedule_pb2.AttentionCost(beta=float("nan"))),
+        INVALID,
+        "attention beta",
+    ),
+    "proposal with immense attention": (
+        propose(attention=schedule_pb2.AttentionCost(beta=1e300)),
+        INVALID,
+        "fewer than 2**53",
+    ),
     "stream of an unknown group": (stream("other", 0), UNKNOWN, "'other'"),
     "stream of an unknown rank": (stream("group", 5), UNKNOWN, "rank 5"),
     "report of an unknown rank": (report(rank=3), UNKNOWN, "rank 3"),
@@ -268,6 +312,18 @@ def test_same_registration_and_schedule_again_are_fine(
     register(GROUP)(channel)
     schedule([[["a"], []]])(channel)
     assert snapshot(daemon) == before
+
+
+def test_sequence_above_the_budget_is_refused_by_name(
+    daemon: DaemonProcess, channel: grpc.Channel
+) -> None:
+    send(*upload(STEP + 3, {"long": histogram(6, 0, 0, 0), "short": ONE}))(channel)
+    before = snapshot(daemon)
+    with pytest.raises(grpc.RpcError) as refusal:
+        propose(step=STEP + 3, token_budget=2)(channel)
+    assert refusal.value.code() is INVALID
+    assert "token_budget: sequence 'long' has 3 tokens" in (refusal.value.details() or "")
+    eventually(lambda: snapshot(daemon) == before)
 
 
 def test_foresight_of_another_model_than_the_groups_is_refused(channel: grpc.Channel) -> None:

@@ -25,25 +25,33 @@ _sym_db = _symbol_database.Default()
 from foremoe.rpc.v1 import stage_pb2 as foremoe_dot_rpc_dot_v1_dot_stage__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66oremoe/rpc/v1/schedule.proto\x12\x0e\x66oremoe.rpc.v1\x1a\x1a\x66oremoe/rpc/v1/stage.proto\"\x8d\x01\n\x15SubmitScheduleRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12$\n\x05stage\x18\x03 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12.\n\x0bmicro_steps\x18\x04 \x03(\x0b\x32\x19.foremoe.rpc.v1.MicroStep\"M\n\tMicroStep\x12\x12\n\nmini_batch\x18\x01 \x01(\r\x12,\n\x05ranks\x18\x02 \x03(\x0b\x32\x1d.foremoe.rpc.v1.RankSequences\"%\n\rRankSequences\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"-\n\x16SubmitScheduleResponse\x12\x13\n\x0bmicro_steps\x18\x01 \x01(\r\"\"\n\x12ReleaseStepRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\x15\n\x13ReleaseStepResponse2\xca\x01\n\x0fScheduleService\x12_\n\x0eSubmitSchedule\x12%.foremoe.rpc.v1.SubmitScheduleRequest\x1a&.foremoe.rpc.v1.SubmitScheduleResponse\x12V\n\x0bReleaseStep\x12\".foremoe.rpc.v1.ReleaseStepRequest\x1a#.foremoe.rpc.v1.ReleaseStepResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66oremoe/rpc/v1/schedule.proto\x12\x0e\x66oremoe.rpc.v1\x1a\x1a\x66oremoe/rpc/v1/stage.proto\"\xc8\x01\n\x16ProposeScheduleRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x14\n\x0ctoken_budget\x18\x03 \x01(\r\x12\x15\n\rmax_sequences\x18\x04 \x01(\r\x12\x30\n\tattention\x18\x05 \x01(\x0b\x32\x1d.foremoe.rpc.v1.AttentionCost\x12/\n\x0cmini_batches\x18\x06 \x03(\x0b\x32\x19.foremoe.rpc.v1.MiniBatch\",\n\rAttentionCost\x12\r\n\x05\x61lpha\x18\x01 \x01(\x01\x12\x0c\n\x04\x62\x65ta\x18\x02 \x01(\x01\"!\n\tMiniBatch\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"\x80\x01\n\x17ProposeScheduleResponse\x12.\n\x0bmicro_steps\x18\x01 \x03(\x0b\x32\x19.foremoe.rpc.v1.MicroStep\x12\x0c\n\x04\x63ost\x18\x02 \x01(\x04\x12\x18\n\x10length_only_cost\x18\x03 \x01(\x04\x12\r\n\x05\x62ound\x18\x04 \x01(\x04\"\x8d\x01\n\x15SubmitScheduleRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12$\n\x05stage\x18\x03 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12.\n\x0bmicro_steps\x18\x04 \x03(\x0b\x32\x19.foremoe.rpc.v1.MicroStep\"M\n\tMicroStep\x12\x12\n\nmini_batch\x18\x01 \x01(\r\x12,\n\x05ranks\x18\x02 \x03(\x0b\x32\x1d.foremoe.rpc.v1.RankSequences\"%\n\rRankSequences\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"-\n\x16SubmitScheduleResponse\x12\x13\n\x0bmicro_steps\x18\x01 \x01(\r\"\"\n\x12ReleaseStepRequest\x12\x0c\n\x04step\x18\x01 \x01(\x04\"\x15\n\x13ReleaseStepResponse2\xae\x02\n\x0fScheduleService\x12\x62\n\x0fProposeSchedule\x12&.foremoe.rpc.v1.ProposeScheduleRequest\x1a\'.foremoe.rpc.v1.ProposeScheduleResponse\x12_\n\x0eSubmitSchedule\x12%.foremoe.rpc.v1.SubmitScheduleRequest\x1a&.foremoe.rpc.v1.SubmitScheduleResponse\x12V\n\x0bReleaseStep\x12\".foremoe.rpc.v1.ReleaseStepRequest\x1a#.foremoe.rpc.v1.ReleaseStepResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foremoe.rpc.v1.schedule_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SUBMITSCHEDULEREQUEST']._serialized_start=78
-  _globals['_SUBMITSCHEDULEREQUEST']._serialized_end=219
-  _globals['_MICROSTEP']._serialized_start=221
-  _globals['_MICROSTEP']._serialized_end=298
-  _globals['_RANKSEQUENCES']._serialized_start=300
-  _globals['_RANKSEQUENCES']._serialized_end=337
-  _globals['_SUBMITSCHEDULERESPONSE']._serialized_start=339
-  _globals['_SUBMITSCHEDULERESPONSE']._serialized_end=384
-  _globals['_RELEASESTEPREQUEST']._serialized_start=386
-  _globals['_RELEASESTEPREQUEST']._serialized_end=420
-  _globals['_RELEASESTEPRESPONSE']._serialized_start=422
-  _globals['_RELEASESTEPRESPONSE']._serialized_end=443
-  _globals['_SCHEDULESERVICE']._serialized_start=446
-  _globals['_SCHEDULESERVICE']._serialized_end=648
+  _globals['_PROPOSESCHEDULEREQUEST']._serialized_start=78
+  _globals['_PROPOSESCHEDULEREQUEST']._serialized_end=278
+  _globals['_ATTENTIONCOST']._serialized_start=280
+  _globals['_ATTENTIONCOST']._serialized_end=324
+  _globals['_MINIBATCH']._serialized_start=326
+  _globals['_MINIBATCH']._serialized_end=359
+  _globals['_PROPOSESCHEDULERESPONSE']._serialized_start=362
+  _globals['_PROPOSESCHEDULERESPONSE']._serialized_end=490
+  _globals['_SUBMITSCHEDULEREQUEST']._serialized_start=493
+  _globals['_SUBMITSCHEDULEREQUEST']._serialized_end=634
+  _globals['_MICROSTEP']._serialized_start=636
+  _globals['_MICROSTEP']._serialized_end=713
+  _globals['_RANKSEQUENCES']._serialized_start=715
+  _globals['_RANKSEQUENCES']._serialized_end=752
+  _globals['_SUBMITSCHEDULERESPONSE']._serialized_start=754
+  _globals['_SUBMITSCHEDULERESPONSE']._serialized_end=799
+  _globals['_RELEASESTEPREQUEST']._serialized_start=801
+  _globals['_RELEASESTEPREQUEST']._serialized_end=835
+  _globals['_RELEASESTEPRESPONSE']._serialized_start=837
+  _globals['_RELEASESTEPRESPONSE']._serialized_end=858
+  _globals['_SCHEDULESERVICE']._serialized_start=861
+  _globals['_SCHEDULESERVICE']._serialized_end=1163
 # @@protoc_insertion_point(module_scope)

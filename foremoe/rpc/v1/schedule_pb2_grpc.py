@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ScheduleServiceStub(object):
-    """Takes the schedule of each stage and ends steps.
+    """Proposes schedules, takes the schedule of each stage and ends steps.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,11 @@ class ScheduleServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.ProposeSchedule = channel.unary_unary(
+                '/foremoe.rpc.v1.ScheduleService/ProposeSchedule',
+                request_serializer=foremoe_dot_rpc_dot_v1_dot_schedule__pb2.ProposeScheduleRequest.SerializeToString,
+                response_deserializer=foremoe_dot_rpc_dot_v1_dot_schedule__pb2.ProposeScheduleResponse.FromString,
+                _registered_method=True)
         self.SubmitSchedule = channel.unary_unary(
                 '/foremoe.rpc.v1.ScheduleService/SubmitSchedule',
                 request_serializer=foremoe_dot_rpc_dot_v1_dot_schedule__pb2.SubmitScheduleRequest.SerializeToString,
@@ -48,8 +53,17 @@ class ScheduleServiceStub(object):
 
 
 class ScheduleServiceServicer(object):
-    """Takes the schedule of each stage and ends steps.
+    """Proposes schedules, takes the schedule of each stage and ends steps.
     """
+
+    def ProposeSchedule(self, request, context):
+        """Packs sequences into micro-steps from their foresight, so that the slowest ranks have less to
+        do, in no more micro-steps than packing by length needs. Changes nothing: the answer is a
+        schedule to submit, as it is or not at all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def SubmitSchedule(self, request, context):
         """Says which sequences each rank of an EP group processes in each micro-step of a stage. Planning
@@ -70,6 +84,11 @@ class ScheduleServiceServicer(object):
 
 def add_ScheduleServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ProposeSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProposeSchedule,
+                    request_deserializer=foremoe_dot_rpc_dot_v1_dot_schedule__pb2.ProposeScheduleRequest.FromString,
+                    response_serializer=foremoe_dot_rpc_dot_v1_dot_schedule__pb2.ProposeScheduleResponse.SerializeToString,
+            ),
             'SubmitSchedule': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitSchedule,
                     request_deserializer=foremoe_dot_rpc_dot_v1_dot_schedule__pb2.SubmitScheduleRequest.FromString,
@@ -89,8 +108,35 @@ def add_ScheduleServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScheduleService(object):
-    """Takes the schedule of each stage and ends steps.
+    """Proposes schedules, takes the schedule of each stage and ends steps.
     """
+
+    @staticmethod
+    def ProposeSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/foremoe.rpc.v1.ScheduleService/ProposeSchedule',
+            foremoe_dot_rpc_dot_v1_dot_schedule__pb2.ProposeScheduleRequest.SerializeToString,
+            foremoe_dot_rpc_dot_v1_dot_schedule__pb2.ProposeScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def SubmitSchedule(request,
