@@ -75,6 +75,7 @@ class RandomPlans:
         self._rank = rank
         self._missing = way.missing.get(rank, set())
         self._stay = way.stay
+        self.home = contiguous_homes(case.layers, case.experts, case.ranks)
         self.reports: list[MicroStepReport] = []
 
     def wait(
@@ -84,11 +85,9 @@ class RandomPlans:
         if micro_step >= self._case.total or micro_step in self._missing:
             return None
         case = self._case
-        home = np.repeat(np.arange(case.ranks, dtype=np.int32), case.experts // case.ranks)
-        homes = np.tile(home, (case.layers, 1))
         layers = np.array(case.layer_ids, np.int32)
         drawn = micro_step - micro_step % case.micro_steps if self._stay else micro_step
-        replicas = self._placement(drawn, home)
+        replicas = self._placement(drawn)
         quota = np.random.default_rng([case.seed, self._rank, micro_step]).integers(
             0, 9, replicas.shape
         )
