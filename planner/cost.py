@@ -50,6 +50,7 @@ class CostModel:
     host_copy, peer_copy, network_copy: one expert's weights by path: from the node's host memory,
         from a rank of the node, from another node. Weights that are there already cost nothing.
     near_gradient, far_gradient: one expert's gradient home; 0 in a stage without backward.
+    near_move, far_move: one expert's parameters and optimizer state to a new home.
     """
 
     launch: int
@@ -66,6 +67,8 @@ class CostModel:
     network_copy: int
     near_gradient: int
     far_gradient: int
+    near_move: int
+    far_move: int
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -1,12 +1,14 @@
 """Policies: from a stage's loads to one plan after another, lazily, in the order of execution."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 
 import numpy as np
 
 from foremoe.planner import baselines
 from foremoe.planner.bound import lower_bound
 from foremoe.planner.by_time import fastest_plan
+from foremoe.planner.cost import CostModel
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.micro_step import plan_micro_step
 from foremoe.planner.over_time import resident
@@ -62,13 +64,16 @@ def warm_up(names: Iterable[str] = POLICIES) -> None:
     """Compile the policies' kernels, or load them from the cache, so that no plan has to wait."""
     load = np.zeros((1, 1, 2, 2), np.int64)
     load[..., 0] = 4
-    problem = StageProblem(
-        load=load,
-        home=contiguous_homes(1, 2, 2),
-        mini_batch=np.zeros(1, np.int32),
-        topology=Topology(ranks=2, ranks_per_node=2),
-        spare_slots=1,
-    )
-    for name in names:
-        for _ in POLICIES[name](problem):
-            pass
+    free = CostModel(*[0] * len(fields(CostModel)))
+    for ranks_per_node, cost in ((2, None), (1, None), (1, free)):
+        problem = StageProblem(
+            load=load,
+            home=contiguous_homes(1, 2, 2),
+            mini_batch=np.zeros(1, np.int32),
+            topology=Topology(2, ranks_per_node),
+            spare_slots=1,
+            cost=cost,
+        )
+        for name in names:
+            for _ in POLICIES[name](problem):
+                pass

@@ -119,6 +119,8 @@ def cost_model(model: ModelPreset, cluster: ClusterPreset, stage: Stage) -> Cost
         network_copy=copy(far),
         near_gradient=_picoseconds(gradient_bytes / cluster.peer_bytes_per_second),
         far_gradient=_picoseconds(gradient_bytes / far),
+        near_move=_picoseconds(model.expert_weights * HOME_BYTES / cluster.peer_bytes_per_second),
+        far_move=_picoseconds(model.expert_weights * HOME_BYTES / far),
     )
 
 

@@ -25,6 +25,8 @@ class Prices(NamedTuple):
     network_copy: int
     near_gradient: int
     far_gradient: int
+    near_move: int
+    far_move: int
 
 
 @kernel

@@ -35,6 +35,8 @@ SIMPLE = CostModel(
     network_copy=3000,
     near_gradient=0,
     far_gradient=0,
+    near_move=1000,
+    far_move=9000,
 )
 prices = st.builds(
     CostModel,
