@@ -1,32 +1,44 @@
 """``foremoe plan TRACE.npz``: plan a recorded routing trace offline and print what balancing gains.
 
 Sequences are dealt in file order, S to a micro-step (the last one may get fewer); the j-th sequence
-of a micro-step belongs to source rank j mod P. The whole trace is one mini-batch of one stage. The
-imbalance before balancing is that of contiguous homes (expert e on rank e * P // E) without
-replicas, whatever ``--homes`` says. Each (micro-step, layer) is one sample of the statistics. The
-planning time is that of one core, kernels compiled before, without the choice of homes.
+of a micro-step belongs to source rank j mod P. With ``--schedule packed`` they are packed by their
+routing (``foremoe.planner.packing``), at most S / P (rounded up) to a rank, or up to a budget of
+tokens. The whole trace is one mini-batch of one stage. The imbalance before balancing is that of
+the schedule with contiguous homes (expert e on rank e * P // E) and no replicas, whatever
+``--homes`` says. Each (micro-step, layer) is one sample of the statistics. The planning time is
+that of one core, kernels compiled before, without packing and the choice of homes.
 
 ``--json FILE`` writes one object, or with ``--policy all`` a list of them::
 
     {
       "trace": str, "sequences": int, "tokens": int, "layers": int, "experts": int,
-      "ranks": int, "nodes": int, "spare_slots": int, "sequences_per_micro_step": int,
+      "ranks": int, "nodes": int, "spare_slots": int, "sequences_per_micro_step": int or null,
+      "schedule": str, "token_budget": int or null,
+      "packing": {"cost": int, "length_only_cost": int, "bound": int} or null,
       "micro_steps": int, "homes": str, "homes_moved_per_layer": float,
       "policy": str, "target": float or null,
       "imbalance_before": {"mean": float, "p99": float, "max": float},
       "imbalance_after": {"mean": float, "p99": float, "max": float},
       "bound_gap": {"mean": float, "max": float},      busiest rank / its lower bound - 1
+      "bounds": {"topology": float, "fixed_homes": float},   mean least imbalance: within nodes, and
+                                                             with these homes and spare slots
       "replicas_per_layer": {"mean": float, "max": int},   in use, per (micro-step, layer)
       "copies_per_layer": {"mean": float, "max": int},     new on their rank since the micro-step
                                                            before, per (micro-step, layer)
       "planning_seconds": float,                       all micro-steps and layers
-      "planning_microseconds_per_layer": float
+      "planning_microseconds_per_layer": float,
+      "model": str or null, "cluster": str or null, "stage": str or null,
+      "estimated_seconds_before": {...} or null,       of the stage, with contiguous homes and no
+                                                       replicas: compute, dispatch, exposed_copies,
+                                                       total
+      "estimated_seconds_after": {...} or null
     }
 
 ``--plans FILE`` writes the plans as ``foremoe.planner.archive`` describes.
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -40,14 +52,34 @@ from rich.table import Table
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
 from foremoe.planner.archive import save_plans
+from foremoe.planner.certificate import certificate
+from foremoe.planner.cost import (
+    CostModel,
+    LayerSeconds,
+    home_seconds,
+    layer_seconds,
+    new_replicas,
+)
+from foremoe.planner.home_moves import homes_that_pay
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
+from foremoe.planner.packing import (
+    UNLIMITED,
+    AttentionCost,
+    Packing,
+    PackingProblem,
+    propose_schedule,
+    rank_pairs,
+)
 from foremoe.planner.plan import Plan, home_tokens
 from foremoe.planner.policies import POLICIES, warm_up
+from foremoe.planner.preset import cluster_preset, cost_model, model_preset, preset_names
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.step_homes import step_homes
 from foremoe.planner.validate import validate
+from foremoe.vocabulary import Stage
 
+DEFAULT_CLUSTER = "h100"
 EXAMPLE = "foremoe plan gpt_oss_20b.npz --ranks 8 --spare-slots 2 --policy all"
 
 
@@ -62,6 +94,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--spare-slots", type=int, default=1, metavar="R", help="replicas per rank and layer"
     )
     parser.add_argument("--sequences-per-micro-step", type=int, default=8, metavar="S")
+    parser.add_argument(
+        "--schedule",
+        choices=["file", "packed"],
+        default="file",
+        help="sequences in file order, or packed by their routing (default file)",
+    )
+    parser.add_argument(
+        "--token-budget",
+        type=int,
+        metavar="B",
+        help="with --schedule packed: fill ranks up to B tokens in place of S sequences",
+    )
+    parser.add_argument(
+        "--attention",
+        type=float,
+        nargs=2,
+        metavar=("ALPHA", "BETA"),
+        help="with --schedule packed: a layer's other work on a sequence of t tokens, "
+        "ALPHA t + BETA t^2 (token, expert) pairs (default 0 0)",
+    )
     parser.add_argument(
         "--policy",
         choices=[*POLICIES, "all"],
@@ -79,7 +131,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=float,
         metavar="X",
-        help="imbalance that suffices (1.02, say), to save copies; default: the best balance",
+        help="imbalance that suffices (1.02, say), to save copies; default: with --model the least "
+        "time, else the best balance",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME|FILE.toml",
+        help=f"estimate seconds, and plan for least time: {', '.join(preset_names('models'))}",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="NAME|FILE.toml",
+        help=f"of --model's estimates: {', '.join(preset_names('clusters'))} (default h100)",
+    )
+    parser.add_argument(
+        "--stage", choices=list(Stage), help="of --model's estimates (default update)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--plans", type=Path, metavar="FILE.npz", help="write the plans here")
@@ -90,8 +156,8 @@ def run(args: argparse.Namespace) -> int:
     if args.policy == "all" and args.plans:
         raise InvalidInputError("--plans: holds the plans of one policy; name it with --policy")
     trace = load_trace(args.trace)
-    problem = _problem(trace, args)
-    common = _common(trace, problem, args)
+    problem, packing = _problem(trace, args)
+    common = _common(trace, problem, packing, args)
     policies = list(POLICIES) if args.policy == "all" else [args.policy]
     warm_up(policies)
     records = []
@@ -105,7 +171,8 @@ def run(args: argparse.Namespace) -> int:
             {
                 **common,
                 "policy": policy,
-                **_figures(plans),
+                **_figures(plans, problem.topology.ranks_per_node),
+                **_estimates(plans, problem),
                 "planning_seconds": seconds,
                 "planning_microseconds_per_layer": 1e6 * seconds / (len(plans) * trace.layers),
             }
@@ -129,7 +196,15 @@ def stage_load(
     return load
 
 
-def _problem(trace: Trace, args: argparse.Namespace) -> StageProblem:
+def packed_load(histograms: NDArray[np.uint32], packing: Packing) -> NDArray[np.int64]:
+    """The load of a packed schedule: ``[S, L, E]`` -> int64 ``[M, L, P, E]``."""
+    _, layers, experts = histograms.shape
+    load = np.zeros((len(packing.mini_batch), packing.ranks, layers, experts), np.int64)
+    np.add.at(load, (packing.micro_step, packing.rank), histograms)
+    return np.ascontiguousarray(load.transpose(0, 2, 1, 3))
+
+
+def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Packing | None]:
     if args.sequences_per_micro_step < 1:
         raise InvalidInputError(
             f"--sequences-per-micro-step: must be at least 1, got {args.sequences_per_micro_step}"
@@ -140,10 +215,31 @@ def _problem(trace: Trace, args: argparse.Namespace) -> StageProblem:
         )
     topology = Topology(args.ranks, args.ranks // args.nodes)
     home = contiguous_homes(trace.layers, trace.num_experts, args.ranks)
-    load = stage_load(trace.histograms(), args.ranks, args.sequences_per_micro_step)
+    histograms = trace.histograms()
+    packing = None
+    if args.schedule == "packed":
+        packing = _packing(trace, histograms, home, args)
+        load = packed_load(histograms, packing)
+    elif args.token_budget is not None or args.attention is not None:
+        raise InvalidInputError("--token-budget and --attention need --schedule packed")
+    else:
+        load = stage_load(histograms, args.ranks, args.sequences_per_micro_step)
+    problem = StageProblem(
+        load=load,
+        home=home,
+        mini_batch=np.zeros(len(load), np.int32),
+        topology=topology,
+        spare_slots=args.spare_slots,
+        target=args.target,
+        cost=_cost_model(trace, args),
+    )
     if args.homes == "step":
-        home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
-    return StageProblem(
+        if problem.cost is not None:
+            home = homes_that_pay(problem, problem.cost)
+        else:
+            home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
+        problem = dataclasses.replace(problem, home=home)
+    problem = StageProblem(
         load=load,
         home=home,
         mini_batch=np.zeros(len(load), np.int32),
@@ -151,9 +247,38 @@ def _problem(trace: Trace, args: argparse.Namespace) -> StageProblem:
         spare_slots=args.spare_slots,
         target=args.target,
     )
+    return problem, packing
 
 
-def _common(trace: Trace, problem: StageProblem, args: argparse.Namespace) -> dict[str, Any]:
+def _packing(
+    trace: Trace,
+    histograms: NDArray[np.uint32],
+    home: NDArray[np.int32],
+    args: argparse.Namespace,
+) -> Packing:
+    """Pack for ``home``, or with ``--homes step`` for what the whole load asks for."""
+    if args.homes == "step":
+        total = histograms.sum(axis=0, dtype=np.int64)
+        home = step_homes(total[None], home, args.ranks, args.ranks // args.nodes)
+    tokens = np.diff(trace.offsets)
+    budget, most = UNLIMITED, -(-args.sequences_per_micro_step // args.ranks)
+    if args.token_budget is not None:
+        budget, most = args.token_budget, UNLIMITED
+    return propose_schedule(
+        PackingProblem(
+            tokens=tokens,
+            rank_pairs=rank_pairs(histograms, home, args.ranks),
+            mini_batch=np.zeros_like(tokens),
+            token_budget=budget,
+            max_sequences=most,
+            attention=AttentionCost(*(args.attention or ())),
+        )
+    )
+
+
+def _common(
+    trace: Trace, problem: StageProblem, packing: Packing | None, args: argparse.Namespace
+) -> dict[str, Any]:
     """What the record says whatever the policy."""
     contiguous = contiguous_homes(trace.layers, trace.num_experts, args.ranks)
     before = np.stack([home_tokens(load, contiguous) for load in problem.load])
@@ -166,12 +291,25 @@ def _common(trace: Trace, problem: StageProblem, args: argparse.Namespace) -> di
         "ranks": args.ranks,
         "nodes": args.nodes,
         "spare_slots": args.spare_slots,
-        "sequences_per_micro_step": args.sequences_per_micro_step,
+        "sequences_per_micro_step": (
+            args.sequences_per_micro_step if args.token_budget is None else None
+        ),
+        "schedule": args.schedule,
+        "token_budget": args.token_budget,
+        "packing": packing
+        and {
+            "cost": packing.cost,
+            "length_only_cost": packing.length_only_cost,
+            "bound": packing.bound,
+        },
         "micro_steps": problem.micro_steps,
         "homes": args.homes,
         "homes_moved_per_layer": float(np.mean(np.sum(problem.home != contiguous, axis=1))),
         "target": args.target,
         "imbalance_before": _statistics(imbalance(before)),
+        "model": args.model,
+        "cluster": (args.cluster or DEFAULT_CLUSTER) if args.model else None,
+        "stage": str(args.stage or Stage.UPDATE) if args.model else None,
     }
 
 
@@ -181,26 +319,50 @@ def _timed_plans(problem: StageProblem, policy: str) -> tuple[list[Plan], float]
     return plans, time.perf_counter() - began
 
 
-def _figures(plans: list[Plan]) -> dict[str, Any]:
+def _figures(plans: list[Plan], ranks_per_node: int) -> dict[str, Any]:
     tokens = np.stack([plan.rank_tokens() for plan in plans])  # [M, L, P]
-    bound = np.stack([plan.bound for plan in plans])
-    gap = tokens.max(axis=-1) / np.maximum(bound, 1) - (bound > 0)
+    certificates = [certificate(plan, ranks_per_node) for plan in plans]
+    gap = np.stack([one.gap for one in certificates])
+    even = tokens.sum(axis=2).clip(min=1) / tokens.shape[2]
+    bounds = {
+        name: float(np.mean([getattr(one, name) for one in certificates] / even))
+        for name in ("topology", "fixed_homes")
+    }
     placed = np.stack([plan.replica_expert for plan in plans])
     replicas = (placed >= 0).sum(axis=(2, 3))
     copies = copied(placed)
     return {
         "imbalance_after": _statistics(imbalance(tokens)),
         "bound_gap": {"mean": float(gap.mean()), "max": float(gap.max())},
+        "bounds": bounds,
         "replicas_per_layer": {"mean": float(replicas.mean()), "max": int(replicas.max())},
         "copies_per_layer": {"mean": float(copies.mean()), "max": int(copies.max())},
+    }
+
+
+def _estimates(plans: list[Plan], problem: StageProblem) -> dict[str, Any]:
+    """Seconds of the stage under the problem's cost model, if it has one."""
+    cost, width = problem.cost, problem.topology.ranks_per_node
+    if cost is None:
+        return {"estimated_seconds_before": None, "estimated_seconds_after": None}
+    _, layers, ranks, experts = problem.load.shape
+    contiguous = contiguous_homes(layers, experts, ranks)
+    before = [home_seconds(cost, load, contiguous, width) for load in problem.load]
+    held = [None, *plans[:-1]]
+    after = [layer_seconds(cost, plan, width, last) for plan, last in zip(plans, held, strict=True)]
+    return {
+        f"estimated_seconds_{name}": {
+            part: float(sum(getattr(one, part).sum() for one in seconds))
+            for part in (*LayerSeconds._fields, "total")
+        }
+        for name, seconds in (("before", before), ("after", after))
     }
 
 
 def copied(placed: NDArray[np.int32]) -> NDArray[np.int64]:
     """Replicas not on their rank in the micro-step before: ``[M, L, P, R]`` -> int64 ``[M, L]``."""
     before = np.concatenate([np.full_like(placed[:1], -1), placed[:-1]])
-    resident = (placed[..., :, None] == before[..., None, :]).any(axis=-1)
-    copies: NDArray[np.int64] = ((placed >= 0) & ~resident).sum(axis=(2, 3))
+    copies: NDArray[np.int64] = new_replicas(placed, before).sum(axis=(2, 3))
     return copies
 
 
@@ -221,8 +383,12 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _title(record: dict[str, Any]) -> str:
     target = "" if record["target"] is None else f", target {record['target']}"
+    budget, schedule = record["token_budget"], record["schedule"]
+    size = f"{record['sequences_per_micro_step']} sequences"
+    if budget is not None:
+        size = f"at most {budget} tokens a rank"
     return (
-        f"{record['micro_steps']} micro-steps of {record['sequences_per_micro_step']} sequences, "
+        f"{record['micro_steps']} micro-steps of {size}, {schedule} schedule, "
         f"{record['layers']} layers, {record['experts']} experts on {record['ranks']} ranks "
         f"({record['nodes']} nodes), {record['homes']} homes, "
         f"{record['spare_slots']} spare slots{target}"
@@ -240,8 +406,14 @@ def _table(record: dict[str, Any]) -> Table:
         table.add_row(label, *(f"{figures[name]:.4f}" for name in ("mean", "p99", "max")))
     gap = record["bound_gap"]
     table.add_row("above the lower bound", f"{gap['mean']:.3%}", "", f"{gap['max']:.3%}")
+    if record["packing"]:
+        cost, by_length = record["packing"]["cost"], record["packing"]["length_only_cost"]
+        table.add_row("slowest ranks, to packing by length", f"{cost / by_length - 1:.2%}", "", "")
     for label, key in (("replicas", "replicas_per_layer"), ("copies", "copies_per_layer")):
         table.add_row(label, f"{record[key]['mean']:.2f}", "", str(record[key]["max"]))
+    for name in ("before", "after"):
+        if seconds := record[f"estimated_seconds_{name}"]:
+            table.add_row(f"estimated stage {name}", f"{seconds['total']:.3f} s", "", "")
     table.add_row("planning time", f"{record['planning_microseconds_per_layer']:.1f} µs", "", "")
     return table
 
@@ -249,10 +421,17 @@ def _table(record: dict[str, Any]) -> Table:
 def _comparison(records: list[dict[str, Any]]) -> Table:
     """All policies, one line for each."""
     table = Table(title=_title(records[0]))
-    for name in ("policy", "imbalance", "p99", "max", "above bound", "copies", "time"):
+    estimated = records[0]["model"] is not None
+    columns = ["policy", "imbalance", "p99", "max", "above bound", "copies", "planning"]
+    for name in [*columns, "stage"] if estimated else columns:
         table.add_column(name, justify="left" if name == "policy" else "right")
     before = records[0]["imbalance_before"]
-    table.add_row("before", *(f"{before[name]:.4f}" for name in ("mean", "p99", "max")), "", "", "")
+    table.add_row(
+        "before",
+        *(f"{before[name]:.4f}" for name in ("mean", "p99", "max")),
+        *("", "", ""),
+        *_stage_seconds(records[0], "before"),
+    )
     for record in records:
         after = record["imbalance_after"]
         table.add_row(
@@ -261,5 +440,12 @@ def _comparison(records: list[dict[str, Any]]) -> Table:
             f"{record['bound_gap']['mean']:.3%}",
             f"{record['copies_per_layer']['mean']:.2f}",
             f"{record['planning_microseconds_per_layer']:.1f} µs",
+            *_stage_seconds(record, "after"),
         )
     return table
+
+
+def _stage_seconds(record: dict[str, Any], name: str) -> list[str]:
+    """The table's last cell, where there are estimates."""
+    seconds = record[f"estimated_seconds_{name}"]
+    return [f"{seconds['total']:.3f} s"] if seconds else []

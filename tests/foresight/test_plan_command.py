@@ -10,7 +10,9 @@ import pytest
 from foremoe.cli import main
 from foremoe.commands.plan import copied, stage_load
 from foremoe.planner.archive import load_plans
+from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
+from foremoe.planner.plan import home_tokens
 from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import Topology
 from foremoe.planner.validate import validate
@@ -45,6 +47,31 @@ def test_json_and_plans_agree_with_the_trace(tmp_path: Path) -> None:
     assert record["imbalance_after"]["mean"] == pytest.approx(float(after.mean()))
     assert record["imbalance_after"]["max"] <= record["imbalance_before"]["max"]
     assert sum(int(plan.load.sum()) for plan in plans) == fields()["experts"].size
+
+
+def test_a_packed_schedule_holds_the_same_pairs_within_the_limits(tmp_path: Path) -> None:
+    trace, plans = write(tmp_path / "trace.npz", fields()), tmp_path / "plans.npz"
+    options = ["--schedule", "packed", "--sequences-per-micro-step", "4", "--plans", str(plans)]
+    record = run(trace, tmp_path, *options)
+    assert record["schedule"] == "packed"
+    packing = record["packing"]
+    assert packing["bound"] <= packing["cost"] <= packing["length_only_cost"]
+    loads = [plan.load for plan in load_plans(plans)]
+    assert len(loads) == record["micro_steps"] == 1  # three sequences, one for each of four ranks
+    assert sum(int(load.sum()) for load in loads) == fields()["experts"].size
+    without = run(trace, tmp_path, *options[:4], "--policy", "none")
+    busiest = sum(home_tokens(load, contiguous_homes(3, 8, 4)).max(axis=1).sum() for load in loads)
+    assert packing["cost"] == busiest
+    assert without["packing"] == packing
+
+
+def test_a_token_budget_takes_the_place_of_the_number_of_sequences(tmp_path: Path) -> None:
+    trace = write(tmp_path / "trace.npz", fields())
+    lengths = np.diff(fields()["offsets"])
+    options = ["--schedule", "packed", "--token-budget", str(lengths.max())]
+    record = run(trace, tmp_path, "--ranks", "2", *options, "--attention", "1", "0.5")
+    assert (record["token_budget"], record["sequences_per_micro_step"]) == (lengths.max(), None)
+    assert run(trace, tmp_path)["packing"] is None
 
 
 def test_policy_none_changes_nothing(tmp_path: Path) -> None:
@@ -85,6 +112,10 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
         (["--ranks", "4", "--spare-slots", "-1"], "spare_slots"),
         (["--ranks", "4", "--sequences-per-micro-step", "0"], "at least 1"),
         (["--ranks", "4", "--target", "0.5"], "target"),
+        (["--ranks", "4", "--token-budget", "9"], "need --schedule packed"),
+        (["--ranks", "4", "--attention", "1", "0"], "need --schedule packed"),
+        (["--ranks", "4", "--schedule", "packed", "--token-budget", "1"], "token_budget: sequence"),
+        (["--ranks", "4", "--schedule", "packed", "--attention", "-1", "0"], "attention alpha"),
         (["--ranks", "4", "--json", "/nowhere/at/all.json"], "cannot be written"),
     ],
 )
