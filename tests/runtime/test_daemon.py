@@ -161,6 +161,8 @@ def test_open_directory_is_refused(folder: Path, capsys: pytest.CaptureFixture[s
         (["--target", "0.9"], "at least 1.0"),
         (["--target", "nan"], "at least 1.0"),
         (["--drain-seconds", "-1"], "drain_seconds"),
+        (["--metrics-port", "65536"], "metrics_port"),
+        (["--max-steps", "many"], "invalid int value: 'many'; see foremoe serve --help"),
     ],
 )
 def test_bad_option_is_one_line_and_exit_2(
