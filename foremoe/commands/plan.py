@@ -47,19 +47,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
+from foremoe.commands.plan_figures import estimates, figures, statistics
+from foremoe.commands.plan_tables import comparison, table
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
 from foremoe.planner.archive import save_plans
-from foremoe.planner.certificate import certificate
-from foremoe.planner.cost import (
-    CostModel,
-    LayerSeconds,
-    home_seconds,
-    layer_seconds,
-    new_replicas,
-)
+from foremoe.planner.cost import CostModel
 from foremoe.planner.home_moves import homes_that_pay
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
@@ -171,15 +165,15 @@ def run(args: argparse.Namespace) -> int:
             {
                 **common,
                 "policy": policy,
-                **_figures(plans, problem.topology.ranks_per_node),
-                **_estimates(plans, problem),
+                **figures(plans, problem.topology.ranks_per_node),
+                **estimates(plans, problem),
                 "planning_seconds": seconds,
                 "planning_microseconds_per_layer": 1e6 * seconds / (len(plans) * trace.layers),
             }
         )
     if args.json:
         _write_json(args.json, records if args.policy == "all" else records[0])
-    Console().print(_comparison(records) if args.policy == "all" else _table(records[0]))
+    Console().print(comparison(records) if args.policy == "all" else table(records[0]))
     return 0
 
 
@@ -239,14 +233,6 @@ def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Pack
         else:
             home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
         problem = dataclasses.replace(problem, home=home)
-    problem = StageProblem(
-        load=load,
-        home=home,
-        mini_batch=np.zeros(len(load), np.int32),
-        topology=topology,
-        spare_slots=args.spare_slots,
-        target=args.target,
-    )
     return problem, packing
 
 
@@ -274,6 +260,22 @@ def _packing(
             attention=AttentionCost(*(args.attention or ())),
         )
     )
+
+
+def _cost_model(trace: Trace, args: argparse.Namespace) -> CostModel | None:
+    if args.model is None:
+        for option in ("cluster", "stage"):
+            if getattr(args, option) is not None:
+                raise InvalidInputError(f"--{option}: estimates need --model as well")
+        return None
+    model = model_preset(args.model)
+    if model.experts != trace.num_experts:
+        raise InvalidInputError(
+            f"--model: {args.model} has {model.experts} experts a layer, "
+            f"{args.trace} has {trace.num_experts}"
+        )
+    cluster = cluster_preset(args.cluster or DEFAULT_CLUSTER)
+    return cost_model(model, cluster, Stage(args.stage or Stage.UPDATE))
 
 
 def _common(
@@ -306,7 +308,7 @@ def _common(
         "homes": args.homes,
         "homes_moved_per_layer": float(np.mean(np.sum(problem.home != contiguous, axis=1))),
         "target": args.target,
-        "imbalance_before": _statistics(imbalance(before)),
+        "imbalance_before": statistics(imbalance(before)),
         "model": args.model,
         "cluster": (args.cluster or DEFAULT_CLUSTER) if args.model else None,
         "stage": str(args.stage or Stage.UPDATE) if args.model else None,
@@ -319,133 +321,8 @@ def _timed_plans(problem: StageProblem, policy: str) -> tuple[list[Plan], float]
     return plans, time.perf_counter() - began
 
 
-def _figures(plans: list[Plan], ranks_per_node: int) -> dict[str, Any]:
-    tokens = np.stack([plan.rank_tokens() for plan in plans])  # [M, L, P]
-    certificates = [certificate(plan, ranks_per_node) for plan in plans]
-    gap = np.stack([one.gap for one in certificates])
-    even = tokens.sum(axis=2).clip(min=1) / tokens.shape[2]
-    bounds = {
-        name: float(np.mean([getattr(one, name) for one in certificates] / even))
-        for name in ("topology", "fixed_homes")
-    }
-    placed = np.stack([plan.replica_expert for plan in plans])
-    replicas = (placed >= 0).sum(axis=(2, 3))
-    copies = copied(placed)
-    return {
-        "imbalance_after": _statistics(imbalance(tokens)),
-        "bound_gap": {"mean": float(gap.mean()), "max": float(gap.max())},
-        "bounds": bounds,
-        "replicas_per_layer": {"mean": float(replicas.mean()), "max": int(replicas.max())},
-        "copies_per_layer": {"mean": float(copies.mean()), "max": int(copies.max())},
-    }
-
-
-def _estimates(plans: list[Plan], problem: StageProblem) -> dict[str, Any]:
-    """Seconds of the stage under the problem's cost model, if it has one."""
-    cost, width = problem.cost, problem.topology.ranks_per_node
-    if cost is None:
-        return {"estimated_seconds_before": None, "estimated_seconds_after": None}
-    _, layers, ranks, experts = problem.load.shape
-    contiguous = contiguous_homes(layers, experts, ranks)
-    before = [home_seconds(cost, load, contiguous, width) for load in problem.load]
-    held = [None, *plans[:-1]]
-    after = [layer_seconds(cost, plan, width, last) for plan, last in zip(plans, held, strict=True)]
-    return {
-        f"estimated_seconds_{name}": {
-            part: float(sum(getattr(one, part).sum() for one in seconds))
-            for part in (*LayerSeconds._fields, "total")
-        }
-        for name, seconds in (("before", before), ("after", after))
-    }
-
-
-def copied(placed: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Replicas not on their rank in the micro-step before: ``[M, L, P, R]`` -> int64 ``[M, L]``."""
-    before = np.concatenate([np.full_like(placed[:1], -1), placed[:-1]])
-    copies: NDArray[np.int64] = new_replicas(placed, before).sum(axis=(2, 3))
-    return copies
-
-
-def _statistics(samples: NDArray[np.float64]) -> dict[str, float]:
-    return {
-        "mean": float(samples.mean()),
-        "p99": float(np.quantile(samples, 0.99)),
-        "max": float(samples.max()),
-    }
-
-
 def _write_json(path: Path, content: Any) -> None:
     try:
         path.write_text(json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def _title(record: dict[str, Any]) -> str:
-    target = "" if record["target"] is None else f", target {record['target']}"
-    budget, schedule = record["token_budget"], record["schedule"]
-    size = f"{record['sequences_per_micro_step']} sequences"
-    if budget is not None:
-        size = f"at most {budget} tokens a rank"
-    return (
-        f"{record['micro_steps']} micro-steps of {size}, {schedule} schedule, "
-        f"{record['layers']} layers, {record['experts']} experts on {record['ranks']} ranks "
-        f"({record['nodes']} nodes), {record['homes']} homes, "
-        f"{record['spare_slots']} spare slots{target}"
-    )
-
-
-def _table(record: dict[str, Any]) -> Table:
-    """One policy, one line for each figure."""
-    table = Table(title=_title(record))
-    table.add_column(f"policy {record['policy']}, by micro-step and layer")
-    for name in ("mean", "p99", "max"):
-        table.add_column(name, justify="right")
-    for label, key in (("imbalance before", "before"), ("imbalance after", "after")):
-        figures = record[f"imbalance_{key}"]
-        table.add_row(label, *(f"{figures[name]:.4f}" for name in ("mean", "p99", "max")))
-    gap = record["bound_gap"]
-    table.add_row("above the lower bound", f"{gap['mean']:.3%}", "", f"{gap['max']:.3%}")
-    if record["packing"]:
-        cost, by_length = record["packing"]["cost"], record["packing"]["length_only_cost"]
-        table.add_row("slowest ranks, to packing by length", f"{cost / by_length - 1:.2%}", "", "")
-    for label, key in (("replicas", "replicas_per_layer"), ("copies", "copies_per_layer")):
-        table.add_row(label, f"{record[key]['mean']:.2f}", "", str(record[key]["max"]))
-    for name in ("before", "after"):
-        if seconds := record[f"estimated_seconds_{name}"]:
-            table.add_row(f"estimated stage {name}", f"{seconds['total']:.3f} s", "", "")
-    table.add_row("planning time", f"{record['planning_microseconds_per_layer']:.1f} µs", "", "")
-    return table
-
-
-def _comparison(records: list[dict[str, Any]]) -> Table:
-    """All policies, one line for each."""
-    table = Table(title=_title(records[0]))
-    estimated = records[0]["model"] is not None
-    columns = ["policy", "imbalance", "p99", "max", "above bound", "copies", "planning"]
-    for name in [*columns, "stage"] if estimated else columns:
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    before = records[0]["imbalance_before"]
-    table.add_row(
-        "before",
-        *(f"{before[name]:.4f}" for name in ("mean", "p99", "max")),
-        *("", "", ""),
-        *_stage_seconds(records[0], "before"),
-    )
-    for record in records:
-        after = record["imbalance_after"]
-        table.add_row(
-            record["policy"],
-            *(f"{after[name]:.4f}" for name in ("mean", "p99", "max")),
-            f"{record['bound_gap']['mean']:.3%}",
-            f"{record['copies_per_layer']['mean']:.2f}",
-            f"{record['planning_microseconds_per_layer']:.1f} µs",
-            *_stage_seconds(record, "after"),
-        )
-    return table
-
-
-def _stage_seconds(record: dict[str, Any], name: str) -> list[str]:
-    """The table's last cell, where there are estimates."""
-    seconds = record[f"estimated_seconds_{name}"]
-    return [f"{seconds['total']:.3f} s"] if seconds else []

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from foremoe.cli import main
-from foremoe.commands.plan import copied, stage_load
+from foremoe.commands.plan import stage_load
+from foremoe.commands.plan_figures import copied
 from foremoe.planner.archive import load_plans
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
@@ -80,6 +81,20 @@ def test_policy_none_changes_nothing(tmp_path: Path) -> None:
     assert record["copies_per_layer"] == {"mean": 0, "max": 0}
 
 
+@pytest.mark.parametrize("stage", [None, "recompute"])
+def test_a_model_adds_estimated_seconds(tmp_path: Path, stage: str | None) -> None:
+    trace = write(tmp_path / "trace.npz", fields())
+    record = run(trace, tmp_path, "--model", "mixtral-8x7b", *(("--stage", stage) if stage else ()))
+    assert (record["model"], record["cluster"]) == ("mixtral-8x7b", "h100")
+    assert record["stage"] == (stage or "update")
+    before, after = record["estimated_seconds_before"], record["estimated_seconds_after"]
+    for seconds in (before, after):
+        parts = ("compute", "dispatch", "exposed_copies")
+        assert seconds["total"] == pytest.approx(sum(seconds[part] for part in parts))
+    assert 0 < after["total"] <= before["total"]
+    assert run(trace, tmp_path)["estimated_seconds_after"] is None
+
+
 def test_all_policies_are_compared(tmp_path: Path) -> None:
     trace = write(tmp_path / "trace.npz", fields())
     output = tmp_path / "out.json"
@@ -112,6 +127,11 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
         (["--ranks", "4", "--spare-slots", "-1"], "spare_slots"),
         (["--ranks", "4", "--sequences-per-micro-step", "0"], "at least 1"),
         (["--ranks", "4", "--target", "0.5"], "target"),
+        (["--ranks", "4", "--cluster", "h100"], "--cluster: estimates need --model"),
+        (["--ranks", "4", "--stage", "update"], "--stage: estimates need --model"),
+        (["--ranks", "4", "--model", "olmoe-1b-7b"], "olmoe-1b-7b has 64 experts"),
+        (["--ranks", "4", "--model", "mixtral"], "did you mean 'mixtral-8x7b'?"),
+        (["--ranks", "4", "--model", "mixtral-8x7b", "--cluster", "h10"], "mean 'h100'?"),
         (["--ranks", "4", "--token-budget", "9"], "need --schedule packed"),
         (["--ranks", "4", "--attention", "1", "0"], "need --schedule packed"),
         (["--ranks", "4", "--schedule", "packed", "--token-budget", "1"], "token_budget: sequence"),
