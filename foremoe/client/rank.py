@@ -3,10 +3,13 @@
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import numpy as np
+from numpy.typing import NDArray
 
 from foremoe.client.plan_inbox import PlanInbox
 from foremoe.client.reporter import Reporter
@@ -99,6 +102,10 @@ class RankClient:
     def report(self, step: int, stage: Stage, micro_steps: Sequence[MicroStepReport]) -> None:
         """Queue reports of micro-steps that were run; returns at once."""
         self._reporter.add(step, stage, micro_steps)
+
+    def homes_moved(self, home: NDArray[np.int32]) -> None:
+        """Tell the next daemon that experts live at ``home [L, E]`` now; this one knows."""
+        self._registration = replace(self._registration, home=home)
 
     def close(self, timeout_seconds: float = 2.0) -> None:
         """Send the queued reports and end both threads, in at most twice ``timeout_seconds``."""

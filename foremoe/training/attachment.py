@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
+from torch.optim import Optimizer
 
 from foremoe.client.rank import RankClient, RankRegistration
 from foremoe.errors import ConflictError, ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
 from foremoe.training.home_experts import HomeExperts
+from foremoe.training.home_mover import HomeMover
+from foremoe.training.home_moves import STAGING_BYTES
 from foremoe.training.layout import GroupLayout
 from foremoe.training.session import RankSession
 from foremoe.transfer.engine import TransferEngine
@@ -41,6 +44,7 @@ class AttachOptions:
     wait_seconds: how long a rank may wait for another one's copies before it raises; more than the
     ranks ever drift apart between two collectives. verify_copies: compare checksums before every
     use of a replica; slow, for finding faults.
+    move_staging_bytes: most memory taken while homes move.
     """
 
     address: str | None
@@ -53,12 +57,20 @@ class AttachOptions:
     plan_wait_seconds: float = 1.0
     wait_seconds: float = 300.0
     verify_copies: bool = False
+    move_staging_bytes: int = STAGING_BYTES
 
 
 def open_session(
-    homes: Sequence[HomeExperts], group: dist.ProcessGroup, options: AttachOptions
+    homes: Sequence[HomeExperts],
+    group: dist.ProcessGroup,
+    options: AttachOptions,
+    optimizers: Sequence[Optimizer] = (),
 ) -> RankSession:
     """Collective over ``group``. ``homes`` holds this rank's experts, layers ascending.
+
+    optimizers: all that hold state of the experts, on all ranks or on none. With them homes may
+    move: at the beginning of a stage to where the daemon's plans expect them, and by
+    ``session.move_homes``. Without, homes stay.
 
     Raises InvalidInputError for weights that are not on the CPU, ConflictError on every rank when
     the daemon refuses one of them.
@@ -70,7 +82,7 @@ def open_session(
         )
     layout = _layout(homes, group, options)
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
-    client = _client(layout, control_group, options)
+    client = _client(layout, control_group, options, moves_homes=bool(optimizers))
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
     by_layer = {home.layer: home for home in homes}
     engine = TransferEngine(
@@ -90,6 +102,12 @@ def open_session(
         home=layout.home,
         checksums=options.verify_copies,
     )
+    mover = None
+    if optimizers:
+        staging_bytes, wait_seconds = options.move_staging_bytes, options.wait_seconds
+        mover = HomeMover(
+            homes, optimizers, layout.home, control_group, staging_bytes, wait_seconds
+        )
     return RankSession(
         layout,
         homes,
@@ -98,6 +116,7 @@ def open_session(
         engine,
         client,
         plan_wait_seconds=options.plan_wait_seconds,
+        mover=mover,
     )
 
 
@@ -137,7 +156,7 @@ def _gloo_like(group: dist.ProcessGroup) -> dist.ProcessGroup:
 
 
 def _client(
-    layout: GroupLayout, group: dist.ProcessGroup, options: AttachOptions
+    layout: GroupLayout, group: dist.ProcessGroup, options: AttachOptions, moves_homes: bool
 ) -> RankClient | None:
     """Register; a rank that is refused takes the others along, or they would wait for it."""
     if options.address is None:
@@ -152,6 +171,8 @@ def _client(
             spare_slots=options.spare_slots,
             num_experts=layout.num_experts,
             layers=layout.layers,
+            moves_homes=moves_homes,
+            home=layout.home,
         ),
     )
     refusal = ""

@@ -18,13 +18,14 @@ class HomeExperts:
     whose local part is that shape, or one parameter per expert. experts: the global ids of the
     rows, ascending; they change when homes move. gradient_scale: what the trainer multiplies
     gradients by before they reach ``.grad`` (FSDP divides by the number of batches); applied to the
-    replicas' gradients alike.
+    replicas' gradients alike. module: whose state dict holds them, guarded while homes are moved.
     """
 
     layer: int
     parameters: Parameters
     experts: tuple[int, ...]
     gradient_scale: float = 1.0
+    module: nn.Module | None = None
     _row: dict[int, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:

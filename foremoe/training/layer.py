@@ -39,15 +39,17 @@ class MoELayer(nn.Module):
         self.router = nn.Linear(hidden_size, num_experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(owned, 2 * expert_size, hidden_size))
         self.down = nn.Parameter(torch.empty(owned, hidden_size, expert_size))
+        self._home_experts: HomeExperts | None = None
         slots = Slots(ranks, owned, 0)
         table = SplitTable(slots, contiguous_home(num_experts, ranks))
         self._at_home = LayerWork.at_home(slots, table)
 
     def home_experts(self) -> HomeExperts:
         """This rank's experts, for ``open_session``."""
-        return HomeExperts(
-            self.layer, {"gate_up": self.gate_up, "down": self.down}, tuple(self.owned)
-        )
+        if self._home_experts is None:  # once: it knows where homes have moved since
+            parameters = {"gate_up": self.gate_up, "down": self.down}
+            self._home_experts = HomeExperts(self.layer, parameters, tuple(self.owned), module=self)
+        return self._home_experts
 
     def forward(self, hidden: Tensor, expert_ids: Tensor | None = None) -> Tensor:
         """``hidden [T, H]`` -> ``[T, H]``; ``expert_ids [T, K]`` replays a routing."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from foremoe.client.rank import RankPlan
 from foremoe.planner.problem import Topology, check_homes
-from foremoe.training.split_table import Slots
+from foremoe.training.split_table import Slots, local_indices
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +42,21 @@ class GroupLayout:
         """Experts this rank owns in a layer, ascending."""
         return tuple(np.flatnonzero(self.home[self.position(layer)] == self.rank).tolist())
 
+    def rows(self, layer: int) -> NDArray[np.int64]:
+        """Where each expert is in a tensor of all ranks' rows, rank by rank: int64 ``[E]``.
+
+        ``gathered[rows]`` is in logical order, whatever the homes are.
+        """
+        home, ranks = self.home[self.position(layer)], self.topology.ranks
+        rows: NDArray[np.int64] = home.astype(np.int64) * self.slots.experts_per_rank
+        return rows + local_indices(home, ranks)
+
     def fits(self, plan: RankPlan) -> bool:
         """Whether a plan was made for this layout."""
+        return self.serves(plan) and np.array_equal(plan.home, self.home)
+
+    def serves(self, plan: RankPlan) -> bool:
+        """Whether a plan was made for this model and group; its homes may be others."""
         slots = (len(self.layers), self.topology.ranks, self.spare_slots)
-        return (
-            tuple(plan.layers.tolist()) == self.layers
-            and plan.replica_expert.shape == slots
-            and np.array_equal(plan.home, self.home)
-        )
+        layers = tuple(plan.layers.tolist())
+        return layers == self.layers and plan.replica_expert.shape == slots

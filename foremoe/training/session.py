@@ -11,23 +11,32 @@ All ranks of the EP group run the same stages and micro-steps in the same order,
 expert parallelism anyway. Whatever happens to the runtime, the numbers stay the same.
 """
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from foremoe.client.rank import MicroStepReport, RankPlan
-from foremoe.errors import InvalidInputError, NotReadyError, TransferError
+from foremoe.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidInputError,
+    NotReadyError,
+    TransferError,
+)
 from foremoe.training.agreement import agree
 from foremoe.training.expert_parallel import LayerWork
 from foremoe.training.home_experts import HomeExperts
+from foremoe.training.home_mover import HomeMover
 from foremoe.training.layout import GroupLayout
 from foremoe.training.lookahead import AgreedPlan, Lookahead
 from foremoe.training.micro_step import MicroStepRecord, MicroStepRun
@@ -37,6 +46,8 @@ from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.replica import Replica
 from foremoe.vocabulary import DegradedReason, Stage
+
+log = logging.getLogger(__name__)
 
 
 class PlanSource(Protocol):
@@ -52,6 +63,8 @@ class PlanSource(Protocol):
     def forget_before(self, step: int) -> None: ...
 
     def report(self, step: int, stage: Stage, micro_steps: Sequence[MicroStepReport]) -> None: ...
+
+    def homes_moved(self, home: NDArray[np.int32]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -71,6 +84,7 @@ class RankSession:
 
     group: the EP group that dispatches tokens. control_group: gloo, same ranks, for the agreement.
     client: None never balances. plan_wait_seconds: how long a micro-step may wait for its plan.
+    mover: None keeps homes as they are; with it, a stage begins with moves to its plans' homes.
     """
 
     def __init__(
@@ -82,16 +96,16 @@ class RankSession:
         engine: TransferEngine,
         client: PlanSource | None,
         plan_wait_seconds: float = 1.0,
+        mover: HomeMover | None = None,
     ) -> None:
-        self.layout = layout
         self.group = group
         self._homes = {home.layer: home for home in homes}
         self._control_group = control_group
         self._engine = engine
-        self._lookahead = Lookahead(engine, layout)
         self._client = client
         self._plan_wait_seconds = plan_wait_seconds
-        self._tables = [SplitTable(layout.slots, layout.home[i]) for i in range(len(layout.layers))]
+        self._mover = mover
+        self._lay_out(layout)
         self._stage: StageRun | None = None
         self._run: MicroStepRun | None = None
         self._promised: AgreedPlan | None = None
@@ -110,6 +124,8 @@ class RankSession:
             raise InvalidInputError(
                 f"stage {self._stage.stage} of step {self._stage.step} is open; leave it first"
             )
+        if balanced and self._mover is not None:
+            self._follow_homes(step, stage)
         run = self._stage = StageRun(step, stage, balanced)
         try:
             yield run
@@ -179,12 +195,84 @@ class RankSession:
         self._feed_back_speed()
         self._engine.weights_changed()
 
+    def move_homes(self, home: NDArray[np.int32]) -> int:
+        """Make ``home [L, E]`` the experts' homes: they change ranks with their optimizer state.
+
+        On all ranks, between stages, with gradients cleared. Returns how many experts moved, in the
+        whole group. Raises as ``home_moves.move_experts`` does, and InvalidInputError for a session
+        that was opened without optimizers.
+        """
+        if self._stage is not None:
+            raise InvalidInputError("move_homes: leave the stage block first")
+        if self._mover is None:
+            raise InvalidInputError(
+                "move_homes: this session does not know what belongs to an expert; open it with "
+                "optimizers=[...]"
+            )
+        self._refuse_missing_gradients()
+        self._abandon()
+        try:
+            moved = self._mover.move(home)
+        except TransferError:
+            self._failed = True
+            raise
+        if moved:
+            self._lay_out(replace(self.layout, home=self._mover.home))
+            self._engine.weights_changed(self.layout.home)
+            if self._client is not None:
+                self._client.homes_moved(self.layout.home)
+        return moved
+
+    @contextmanager
+    def homes_as_attached(self) -> Iterator[None]:
+        """Inside, experts are where they were at attach; then they go back. On all ranks.
+
+        For what reads or writes experts by position: state dicts of model and optimizer,
+        checkpoints, weights for a rollout engine. Raises as ``move_homes`` does.
+        """
+        if self._mover is None:
+            yield
+            return
+        home = self.layout.home
+        self.move_homes(self._mover.attached)
+        try:
+            yield
+        finally:
+            self.move_homes(home)
+
     def close(self) -> None:
         """End the background threads; do not compute with the attached model afterwards."""
         self._step_hook.remove()
+        if self._mover is not None:
+            self._mover.close()
         if self._client is not None:
             self._client.close()
         self._engine.close()
+
+    def _lay_out(self, layout: GroupLayout) -> None:
+        self.layout = layout
+        self._lookahead = Lookahead(self._engine, layout)
+        self._tables = [SplitTable(layout.slots, row) for row in layout.home]
+
+    def _follow_homes(self, step: int, stage: Stage) -> None:
+        """Move experts to where the stage's plans expect them, if all ranks hold the first one."""
+        plan = None
+        if self._client is not None:
+            wait_seconds = self._plan_wait_seconds if self._client.connected else 0.0
+            plan = self._client.wait(step, stage, 0, wait_seconds)
+        if plan is not None and not self.layout.serves(plan):
+            plan = None
+        (serving,) = agree([plan], self._slots_shape, self._control_group)
+        if plan is None or serving is None or self.layout.fits(plan):
+            return
+        try:
+            self.move_homes(plan.home)
+        except (ConflictError, ExhaustedError, InvalidInputError) as error:  # on all ranks alike
+            log.warning("degraded: homes stay, so step %d runs without plans: %s", step, error)
+
+    @property
+    def _slots_shape(self) -> tuple[int, int, int]:
+        return len(self.layout.layers), self.layout.topology.ranks, self.layout.spare_slots
 
     def _begin(self, stage: StageRun, index: int) -> MicroStepRun:
         layers = len(self.layout.layers)
@@ -215,8 +303,7 @@ class RankSession:
         upcoming, _ = self._plan(stage, index + 1, 0.0)
         if plan is None or (upcoming is not None and upcoming.mini_batch != plan.mini_batch):
             upcoming = None
-        shape = (len(self.layout.layers), self.layout.topology.ranks, self.layout.spare_slots)
-        serving, serving_next = agree([plan, upcoming], shape, self._control_group)
+        serving, serving_next = agree([plan, upcoming], self._slots_shape, self._control_group)
         if promised is None and plan is not None and serving is not None:
             promised = AgreedPlan(plan, serving)
         if promised is None:

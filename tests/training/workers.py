@@ -124,6 +124,9 @@ class RandomPlans:
 
     def forget_before(self, step: int) -> None: ...
 
+    def homes_moved(self, home: NDArray[np.int32]) -> None:
+        self.home = home
+
     def close(self) -> None: ...
 
 
@@ -167,7 +170,7 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
     """The case's layers on this rank, joined to the daemon at ``address`` if there is one."""
     group = dist.group.WORLD
     assert group is not None
-    layers = [_layer(case, position, group) for position in range(case.layers)]
+    layers = [make_layer(case, position, group) for position in range(case.layers)]
     if way.main_grad:
         for layer in layers:
             for parameter in (layer.gate_up, layer.down):
@@ -184,7 +187,7 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
     return layers, session
 
 
-def _layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
+def make_layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
     layer = MoELayer(
         case.layer_ids[position], case.hidden, case.expert_size, case.experts, case.top_k, group
     ).double()

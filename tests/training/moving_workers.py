@@ -1,0 +1,129 @@
+"""Ranks that train with AdamW while experts change homes between mini-batches."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from foremoe.errors import InvalidInputError
+from foremoe.planner.homes import contiguous_homes
+from foremoe.training.attachment import AttachOptions, open_session
+from foremoe.training.layer import MoELayer
+from foremoe.training.session import RankSession
+from foremoe.vocabulary import Stage
+from tests.training.dense import Case
+from tests.training.workers import STEP, RandomPlans, forward_backward, make_layer
+
+State = dict[str, Tensor]
+
+
+def some_homes(case: Case, number: int) -> NDArray[np.int32]:
+    generator = np.random.default_rng([case.seed, number])
+    return generator.permuted(contiguous_homes(case.layers, case.experts, case.ranks), axis=1)
+
+
+class Trainer:
+    """The case's layers on this rank, an AdamW of all their parameters, and a session."""
+
+    def __init__(self, case: Case, address: str | None, moving: bool) -> None:
+        group = dist.group.WORLD
+        assert group is not None
+        self.case = case
+        self.layers: list[MoELayer] = [make_layer(case, i, group) for i in range(case.layers)]
+        self.parameters = [p for layer in self.layers for p in layer.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=0.01)
+        self.session: RankSession = open_session(
+            [layer.home_experts() for layer in self.layers],
+            group,
+            AttachOptions(address=address, spare_slots=case.spare_slots, plan_wait_seconds=20.0),
+            optimizers=[self.optimizer] if moving else [],
+        )
+        for layer in self.layers:
+            layer.session = self.session
+
+    def step(self) -> State:
+        """One optimizer step; this rank's gradients, experts by their ids."""
+        gradients: State = {}
+        for layer in self.layers:
+            router = layer.router.weight
+            router.grad = torch.zeros_like(router) if router.grad is None else router.grad
+            dist.all_reduce(router.grad)
+            gradients[f"{layer.layer} router"] = router.grad.clone()
+            for name, parameter in layer.home_experts().parameters.items():
+                assert isinstance(parameter, torch.nn.Parameter)
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                for row, expert in enumerate(layer.home_experts().experts):
+                    gradients[f"{layer.layer} {name} {expert}"] = parameter.grad[row].clone()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.session.weights_changed()
+        return gradients
+
+    def state(self) -> State:
+        """State dicts of model and optimizer, flat."""
+        state = {f"{layer.layer} {n}": t for layer in self.layers for n, t in _state(layer).items()}
+        for index, own in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer {index} {name}": tensor.clone() for name, tensor in own.items()}
+        return state
+
+
+def _state(layer: MoELayer) -> State:
+    return {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+
+
+def train(rank: int, case: Case, moving: bool) -> dict[str, Any]:
+    """Random plans; with moves between the mini-batches, or without."""
+    trainer = Trainer(case, None, moving)
+    session = trainer.session
+    plans = session._client = RandomPlans(case, rank)
+    outputs, gradients = [], []
+    for mini_batch in range(case.mini_batches):
+        if moving and mini_batch:
+            assert session.move_homes(some_homes(case, mini_batch)) > 0
+            assert np.array_equal(plans.home, some_homes(case, mini_batch))
+        first = mini_batch * case.micro_steps
+        with session.stage(STEP, Stage.UPDATE) as run:
+            for index in range(first, first + case.micro_steps):
+                with session.micro_step(index):
+                    outputs.append(forward_backward(case, rank, index, trainer.layers))
+        assert all(record.balanced for record in run.records)
+        gradients.append(trainer.step())
+    if moving:
+        _check_guards(trainer)
+    home = session.layout.home
+    with session.homes_as_attached():
+        state = trainer.state()
+    assert session.layout.home is home or np.array_equal(session.layout.home, home)
+    gathered = _gather(trainer)
+    session.close()
+    return {"outputs": outputs, "gradients": gradients, "state": state, "gathered": gathered}
+
+
+def _gather(trainer: Trainer) -> State:
+    """All ranks' rows of every expert parameter, in logical order by the layout's word."""
+    found = {}
+    for layer in trainer.layers:
+        rows = trainer.session.layout.rows(layer.layer)
+        for name, parameter in (("gate_up", layer.gate_up), ("down", layer.down)):
+            parts = [torch.empty_like(parameter) for _ in range(trainer.case.ranks)]
+            dist.all_gather(parts, parameter.detach())
+            found[f"{layer.layer} {name}"] = torch.cat(parts)[rows]
+    return found
+
+
+def _check_guards(trainer: Trainer) -> None:
+    """Whatever takes experts by position is refused while they are elsewhere."""
+    state: Any = {}
+    for forbidden in (
+        trainer.layers[0].state_dict,
+        trainer.optimizer.state_dict,
+        lambda: trainer.layers[0].load_state_dict(state),
+        lambda: trainer.optimizer.load_state_dict(state),
+    ):
+        with pytest.raises(InvalidInputError, match=r"session\.homes_as_attached\(\)"):
+            forbidden()
