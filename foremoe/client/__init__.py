@@ -1,5 +1,6 @@
 """Clients of the runtime: ControllerClient for the RL controller, RankClient for training ranks."""
 
+from foremoe.client.async_controller import AsyncControllerClient
 from foremoe.client.controller import ControllerClient
 from foremoe.client.rank import RankClient, RankPlan
 from foremoe.planner.packing import AttentionCost
@@ -9,6 +10,7 @@ from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule
 
 __all__ = [
+    "AsyncControllerClient",
     "AttentionCost",
     "ControllerClient",
     "MicroStepReport",

@@ -1,30 +1,30 @@
 """The RL controller's side: foresight and schedules in, steps released, status out."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
+from foremoe.client.controller_requests import proposal_request, release_request, submit_request
 from foremoe.client.foresight_stream import ForesightStream
-from foremoe.planner.packing import UNLIMITED, AttentionCost
+from foremoe.client.readiness import Progress, Readiness
+from foremoe.client.retry import retry_delays
+from foremoe.errors import UnavailableError
+from foremoe.planner.packing import AttentionCost
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import close_channel, open_channel
 from foremoe.rpc.codes import local_error
 from foremoe.rpc.foresight import UploadHeader
-from foremoe.rpc.limits import MAX_STEP, check_name, check_range
 from foremoe.rpc.proposal import (
-    ProposalRequest,
     ScheduleProposal,
     decode_proposal,
-    encode_proposal_request,
 )
-from foremoe.rpc.schedule import MicroStepSchedule, check_schedule, encode_micro_steps
-from foremoe.rpc.stages import encode_stage
+from foremoe.rpc.schedule import MicroStepSchedule
 from foremoe.rpc.status import RuntimeStatus, decode_status
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
-from foremoe.rpc.v1.schedule_pb2 import ReleaseStepRequest, SubmitScheduleRequest
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceStub
 from foremoe.rpc.v1.status_pb2 import GetStatusRequest
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
@@ -39,11 +39,16 @@ class ControllerClient:
     Nothing is opened before the first call; make that after the last fork. Every method raises the
     daemon's refusal as the foremoe.errors class it is, and UnavailableError when no daemon answers
     within ``timeout_seconds``. Threads may share a client, each with streams of its own.
+    retry_seconds: how long a call waits for a daemon that is not there or restarts, made again and
+    again; all calls are safe to repeat. An upload is not repeated: its caller has the sequences.
     """
 
-    def __init__(self, address: str, timeout_seconds: float = 10.0) -> None:
+    def __init__(
+        self, address: str, timeout_seconds: float = 10.0, retry_seconds: float = 0.0
+    ) -> None:
         self._address = parse_address(address)
         self._timeout_seconds = timeout_seconds
+        self._retry_seconds = retry_seconds
         self._channel: grpc.Channel | None = None
         self._guard = threading.Lock()
 
@@ -91,16 +96,10 @@ class ControllerClient:
         not know, InvalidInputError for a sequence above the budget, ExhaustedError when the daemon
         has no memory to pack in.
         """
-        request = ProposalRequest(
-            ep_group,
-            step,
-            token_budget,
-            UNLIMITED if max_sequences is None else max_sequences,
-            attention or AttentionCost(),
-            mini_batches,
+        request = proposal_request(
+            ep_group, step, token_budget, mini_batches, max_sequences, attention
         )
-        stub = ScheduleServiceStub(self._open())
-        return decode_proposal(self._ask(stub.ProposeSchedule, encode_proposal_request(request)))
+        return decode_proposal(self._ask(ScheduleServiceStub, "ProposeSchedule", request))
 
     def submit_schedule(
         self, ep_group: str, step: int, stage: Stage, micro_steps: Sequence[MicroStepSchedule]
@@ -110,27 +109,36 @@ class ControllerClient:
         The same schedule twice is fine. Raises UnknownError for a group, step or sequence the
         daemon does not know, ConflictError for another schedule of the same stage.
         """
-        check_name(ep_group, "ep_group")
-        check_range(step, 0, MAX_STEP, "step")
-        check_schedule(micro_steps, len(micro_steps[0].ranks) if micro_steps else 0)
-        request = SubmitScheduleRequest(
-            ep_group=ep_group,
-            step=step,
-            stage=encode_stage(stage),
-            micro_steps=encode_micro_steps(micro_steps),
-        )
-        response = self._ask(ScheduleServiceStub(self._open()).SubmitSchedule, request)
+        request = submit_request(ep_group, step, stage, micro_steps)
+        response = self._ask(ScheduleServiceStub, "SubmitSchedule", request)
         return int(response.micro_steps)
+
+    def wait_planned(
+        self,
+        ep_group: str,
+        step: int,
+        stage: Stage,
+        timeout_seconds: float,
+        progress: Progress | None = None,
+    ) -> None:
+        """Return when every micro-step of a scheduled stage has its plan.
+
+        Training need not wait: ranks wait for each plan a little, and go on without. progress is
+        called with micro-steps planned and all micro-steps. Raises NotReadyError after
+        ``timeout_seconds``, UnknownError for a stage without schedule.
+        """
+        readiness = Readiness(ep_group, step, stage, timeout_seconds, progress)
+        delays = readiness.delays()
+        while not readiness.take(self.status()):
+            time.sleep(next(delays))
 
     def release_step(self, step: int) -> None:
         """End a step and free all that the daemon keeps for it; releasing it again is fine."""
-        check_range(step, 0, MAX_STEP, "step")
-        self._ask(ScheduleServiceStub(self._open()).ReleaseStep, ReleaseStepRequest(step=step))
+        self._ask(ScheduleServiceStub, "ReleaseStep", release_request(step))
 
     def status(self) -> RuntimeStatus:
         """A snapshot of what the daemon holds."""
-        stub = StatusServiceStub(self._open())
-        return decode_status(self._ask(stub.GetStatus, GetStatusRequest()))
+        return decode_status(self._ask(StatusServiceStub, "GetStatus", GetStatusRequest()))
 
     def close(self) -> None:
         """Close the channel; a later call opens another."""
@@ -156,10 +164,17 @@ class ControllerClient:
                 self._channel = open_channel(self._address)
             return self._channel
 
-    def _ask(self, method: Callable[..., Any], request: Any) -> Any:
-        try:
-            return method(request, timeout=self._timeout_seconds)
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAVAILABLE:
-                self.close()  # a new channel finds a restarted daemon without waiting out a backoff
-            raise local_error(error, self._address) from None
+    def _ask(self, service: Callable[[grpc.Channel], Any], method: str, request: Any) -> Any:
+        delays = retry_delays(self._retry_seconds)
+        while True:
+            try:
+                call = getattr(service(self._open()), method)
+                return call(request, timeout=self._timeout_seconds)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    self.close()  # a new channel finds a restarted daemon without a backoff
+                failure = local_error(error, self._address)
+            delay = next(delays, None)
+            if delay is None or not isinstance(failure, UnavailableError):
+                raise failure
+            time.sleep(delay)

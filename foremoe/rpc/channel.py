@@ -3,6 +3,7 @@
 import threading
 
 import grpc
+import grpc.aio
 
 from foremoe.rpc.address import Address
 
@@ -21,6 +22,11 @@ _CLOSE_SECONDS = 1.0
 def open_channel(address: Address) -> grpc.Channel:
     """A lazy channel; open it only after the last fork, gRPC threads do not survive one."""
     return grpc.insecure_channel(address.target, options=_OPTIONS)
+
+
+def open_async_channel(address: Address) -> grpc.aio.Channel:
+    """The same for the running event loop."""
+    return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
 
 
 def close_channel(channel: grpc.Channel) -> None:

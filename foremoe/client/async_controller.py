@@ -1,0 +1,145 @@
+"""The RL controller's side for asyncio programs."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from foremoe.client.async_foresight_stream import AsyncForesightStream
+from foremoe.client.controller_requests import proposal_request, release_request, submit_request
+from foremoe.client.readiness import Progress, Readiness
+from foremoe.client.retry import retry_delays
+from foremoe.errors import UnavailableError
+from foremoe.planner.packing import AttentionCost
+from foremoe.rpc.address import parse_address
+from foremoe.rpc.channel import open_async_channel
+from foremoe.rpc.codes import local_error
+from foremoe.rpc.foresight import UploadHeader
+from foremoe.rpc.proposal import ScheduleProposal, decode_proposal
+from foremoe.rpc.schedule import MicroStepSchedule
+from foremoe.rpc.status import RuntimeStatus, decode_status
+from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
+from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceStub
+from foremoe.rpc.v1.status_pb2 import GetStatusRequest
+from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
+from foremoe.vocabulary import Stage
+
+
+class AsyncControllerClient:
+    """``ControllerClient`` for one event loop; its methods are coroutines, its errors the same.
+
+    The channel is opened by the first call; make that after the last fork, in the loop that makes
+    all others. Tasks may share a client, each with streams of its own. retry_seconds: how long a
+    call waits for a daemon that is not there or restarts, made again and again; all calls are safe
+    to repeat. An upload is not repeated: its caller has the sequences.
+    """
+
+    def __init__(
+        self, address: str, timeout_seconds: float = 10.0, retry_seconds: float = 0.0
+    ) -> None:
+        self._address = parse_address(address)
+        self._timeout_seconds = timeout_seconds
+        self._retry_seconds = retry_seconds
+        self._channel: grpc.aio.Channel | None = None
+
+    def foresight_stream(
+        self,
+        step: int,
+        layers: Sequence[int],
+        num_experts: int,
+        top_k: int,
+        *,
+        send_ids: bool = False,
+    ) -> AsyncForesightStream:
+        """An upload for ``step``: use with ``async with``; otherwise as ``ControllerClient``'s."""
+        return AsyncForesightStream(
+            ForesightServiceStub(self._open()),
+            self._address,
+            UploadHeader(step, tuple(layers), num_experts, top_k),
+            self._timeout_seconds,
+            send_ids,
+        )
+
+    async def propose_schedule(
+        self,
+        ep_group: str,
+        step: int,
+        token_budget: int,
+        *,
+        mini_batches: Sequence[Sequence[str]] = (),
+        max_sequences: int | None = None,
+        attention: AttentionCost | None = None,
+    ) -> ScheduleProposal:
+        """As ``ControllerClient.propose_schedule``."""
+        request = proposal_request(
+            ep_group, step, token_budget, mini_batches, max_sequences, attention
+        )
+        return decode_proposal(await self._ask(ScheduleServiceStub, "ProposeSchedule", request))
+
+    async def submit_schedule(
+        self, ep_group: str, step: int, stage: Stage, micro_steps: Sequence[MicroStepSchedule]
+    ) -> int:
+        """As ``ControllerClient.submit_schedule``."""
+        request = submit_request(ep_group, step, stage, micro_steps)
+        response = await self._ask(ScheduleServiceStub, "SubmitSchedule", request)
+        return int(response.micro_steps)
+
+    async def wait_planned(
+        self,
+        ep_group: str,
+        step: int,
+        stage: Stage,
+        timeout_seconds: float,
+        progress: Progress | None = None,
+    ) -> None:
+        """As ``ControllerClient.wait_planned``."""
+        readiness = Readiness(ep_group, step, stage, timeout_seconds, progress)
+        delays = readiness.delays()
+        while not readiness.take(await self.status()):
+            await asyncio.sleep(next(delays))
+
+    async def release_step(self, step: int) -> None:
+        """As ``ControllerClient.release_step``."""
+        await self._ask(ScheduleServiceStub, "ReleaseStep", release_request(step))
+
+    async def status(self) -> RuntimeStatus:
+        """A snapshot of what the daemon holds."""
+        return decode_status(await self._ask(StatusServiceStub, "GetStatus", GetStatusRequest()))
+
+    async def close(self) -> None:
+        """Close the channel; a later call opens another."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            self._channel = open_async_channel(self._address)
+        return self._channel
+
+    async def _ask(self, service: Callable[..., Any], method: str, request: Any) -> Any:
+        delays = retry_delays(self._retry_seconds)
+        while True:
+            try:
+                call = getattr(service(self._open()), method)
+                return await call(request, timeout=self._timeout_seconds)
+            except grpc.RpcError as error:
+                failure = local_error(error, self._address)
+            delay = next(delays, None)
+            if delay is None or not isinstance(failure, UnavailableError):
+                raise failure
+            await asyncio.sleep(delay)

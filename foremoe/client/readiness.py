@@ -1,0 +1,69 @@
+"""Whether a stage is planned, and how often to ask."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from foremoe.errors import NotReadyError, UnknownError
+from foremoe.rpc.status import RuntimeStatus
+from foremoe.vocabulary import Stage
+
+Progress = Callable[[int, int], None]  # micro-steps planned, micro-steps of the stage
+
+_FIRST_SECONDS = 0.002
+_LAST_SECONDS = 0.1
+
+
+class Readiness:
+    """Follows the planning of one stage through snapshots of the daemon.
+
+    progress is called with the first snapshot and whenever more micro-steps are planned.
+    """
+
+    def __init__(
+        self,
+        ep_group: str,
+        step: int,
+        stage: Stage,
+        timeout_seconds: float,
+        progress: Progress | None,
+    ) -> None:
+        self._key = (ep_group, stage)
+        self._step = step
+        self._timeout_seconds = timeout_seconds
+        self._progress = progress
+        self._planned = -1
+        self._micro_steps = 0
+
+    def take(self, status: RuntimeStatus) -> bool:
+        """Whether all micro-steps are planned; raises UnknownError for a stage without schedule."""
+        stages = [
+            stage
+            for step in status.steps
+            if step.step == self._step
+            for stage in step.stages
+            if (stage.ep_group, stage.stage) == self._key
+        ]
+        if not stages:
+            raise UnknownError(
+                f"stage {self._key[1]} of step {self._step} has no schedule for EP group "
+                f"{self._key[0]!r}; submit one first"
+            )
+        self._micro_steps = stages[0].micro_steps
+        if stages[0].planned > self._planned:
+            self._planned = stages[0].planned
+            if self._progress is not None:
+                self._progress(self._planned, self._micro_steps)
+        return self._planned == self._micro_steps
+
+    def delays(self) -> Iterator[float]:
+        """Seconds to wait before each further snapshot; raises NotReadyError at the deadline."""
+        deadline = time.monotonic() + self._timeout_seconds
+        delay = _FIRST_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            yield min(delay, left)
+            delay = min(2 * delay, _LAST_SECONDS)
+        raise NotReadyError(
+            f"stage {self._key[1]} of step {self._step} has plans for {self._planned} of "
+            f"{self._micro_steps} micro-steps after {self._timeout_seconds} s; train without, or "
+            "wait longer"
+        )
