@@ -58,7 +58,7 @@ def markdown(
 ) -> str:
     """All tables, each under its heading."""
     lines = ["## Balance", "", "Best balance, every micro-step planned alone.", ""]
-    lines += _rows(
+    lines += rows(
         ["workload", "homes", "policy", "R", "imbalance", "p99", "max", "above bound", "copies"],
         [
             [f.workload, f.homes, f.policy, str(f.spare_slots), f"{f.imbalance_mean:.4f}",
@@ -68,7 +68,7 @@ def markdown(
         ],
     )  # fmt: skip
     lines += ["## Copies", "", "Target 1.02; a copy is new on its rank.", ""]
-    lines += _rows(
+    lines += rows(
         ["workload", "homes", "planned", "R", "imbalance", "max", "replicas", "copies"],
         [
             [f.workload, f.homes, "alone" if f.policy == "foremoe" else "over time",
@@ -79,7 +79,7 @@ def markdown(
     )  # fmt: skip
     lines += ["## Frontier", "", f"{frontier[0].workload}: copies by target.", ""]
     found = {(f.policy, f.spare_slots, f.target): f.copies for f in frontier}
-    lines += _rows(
+    lines += rows(
         ["planned", "R", *(f"{target:g}" for target in TARGETS)],
         [
             [name, str(slots), *(f"{found[policy, slots, target]:.2f}" for target in TARGETS)]
@@ -88,7 +88,7 @@ def markdown(
         ],
     )
     lines += ["## Nodes", "", f"{nodes[0].workload}, 8 nodes of 8 ranks.", ""]
-    lines += _rows(
+    lines += rows(
         ["policy", "homes", "R", "imbalance", "copies", "across nodes", "tokens across nodes"],
         [
             [f.policy, f.homes, str(f.spare_slots), f"{f.imbalance_mean:.4f}", f"{f.copies:.2f}",
@@ -97,7 +97,7 @@ def markdown(
         ],
     )  # fmt: skip
     lines += ["## Time", "", "One core, by micro-step and layer, everything included.", ""]
-    lines += _rows(
+    lines += rows(
         ["case", "target", "µs"],
         [
             [t.case, "best" if t.target is None else f"{t.target:g}", f"{t.microseconds:.0f}"]
@@ -113,7 +113,8 @@ def markdown(
     return "\n".join(lines)
 
 
-def _rows(header: list[str], rows: list[list[str]]) -> list[str]:
+def rows(header: list[str], cells: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += ["| " + " | ".join(row) + " |" for row in cells]
     return [*lines, ""]
