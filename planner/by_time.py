@@ -43,10 +43,27 @@ def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel
         replica_expert[faster], quota[faster] = other_expert[faster], other_quota[faster]
         time[faster] = other_time[faster]
     tokens = split_by_source(load, home, replica_expert, quota, width)
-    parts = layer_picoseconds(
-        load, home, replica_expert, tokens, replica_expert >= 0, width, prices
-    )
-    without, with_replicas = parts.sum(axis=2).T
-    slower = with_replicas >= without
+    plan = Plan(home, load, replica_expert, tokens, bound)
+    slower = time_saved(plan, replica_expert >= 0, width, cost) <= 0
     replica_expert[slower], tokens[slower] = -1, 0
-    return Plan(home, load, replica_expert, tokens, bound)
+    return plan
+
+
+def time_saved(
+    plan: Plan, copied: NDArray[np.bool_], ranks_per_node: int, cost: CostModel
+) -> NDArray[np.int64]:
+    """Picoseconds that each layer's replicas save, below 0 if they cost time: int64 ``[L]``.
+
+    copied: bool ``[L, P, R]``, which replicas are not on their rank yet.
+    """
+    parts = layer_picoseconds(
+        plan.load,
+        plan.home,
+        plan.replica_expert,
+        plan.replica_tokens,
+        copied,
+        ranks_per_node,
+        cost.prices,
+    ).sum(axis=2)
+    saved: NDArray[np.int64] = parts[:, 0] - parts[:, 1]
+    return saved

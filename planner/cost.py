@@ -16,7 +16,7 @@ For a layer whose rank p computes n_ep pairs of expert e, all ranks together tak
   node's host memory, whichever is faster) and from other nodes. What exceeds the window is exposed:
   links are free for copies while ranks compute, on average launch + experts * intercept + mean
   pairs * (pair + other), where other is the model's work outside the experts. In the update stage
-  the gradient of every replica travels home as well.
+  the gradient of every replica that computes travels home as well.
 
 All figures are integer picoseconds, so that estimates, and the plans chosen by them, are the same
 on every machine. Where the figures come from: ``foremoe.planner.presets`` and ``preset``.

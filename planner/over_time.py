@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.planner.bound import lower_bound
+from foremoe.planner.by_time import time_saved
+from foremoe.planner.cost import CostModel, new_replicas
 from foremoe.planner.goal import goal_tokens
 from foremoe.planner.micro_step import choose
 from foremoe.planner.plan import Plan, placed_tokens
@@ -27,7 +29,10 @@ DEFAULT_TARGET = 1.02
 
 
 def resident(problem: StageProblem) -> Iterator[Plan]:
-    """Plan each mini-batch over time, to ``problem.target`` or else to an imbalance of 1.02."""
+    """Plan each mini-batch over time, to ``problem.target`` or else to an imbalance of 1.02.
+
+    With a cost model and no target, a layer whose replicas would cost time is computed at home.
+    """
     starts = np.flatnonzero(np.diff(problem.mini_batch, prepend=problem.mini_batch[:1] - 1))
     for start, end in zip(starts, [*starts[1:], problem.micro_steps], strict=True):
         slots = _Slots(problem, int(start), int(end))
@@ -58,6 +63,7 @@ class _Slots:
         """The plan of the next micro-step; call once for each, in order."""
         problem, row = self.problem, micro_step % self.rows
         layers = np.arange(len(self.slot))
+        before = self.slot.copy()
         if self.loaded == self.start:  # wanted at once: look no further yet
             self._load(micro_step)
             self._plan_alone(layers, micro_step)
@@ -67,7 +73,7 @@ class _Slots:
             self._advance(layers, row, min(self.rows, self.end - micro_step) - 1)
             self._plan_alone(np.flatnonzero(self.excess[:, row] > 0), micro_step)
         quota = np.ascontiguousarray(self.served[:, row])
-        return Plan(
+        plan = Plan(
             home=problem.home,
             load=problem.load[micro_step],
             replica_expert=self.slot.copy(),
@@ -80,6 +86,18 @@ class _Slots:
             ),
             bound=self.bound[:, row].copy(),
         )
+        if problem.cost is not None and problem.target is None:
+            self._undo_slower(plan, before, problem.cost)
+        return plan
+
+    def _undo_slower(self, plan: Plan, before: NDArray[np.int32], cost: CostModel) -> None:
+        """Where the replicas would cost time, leave the slots as they were and compute at home."""
+        copied = new_replicas(plan.replica_expert, before)
+        width = self.problem.topology.ranks_per_node
+        slower = time_saved(plan, copied, width, cost) < 0
+        plan.replica_expert[slower] = self.slot[slower] = before[slower]
+        plan.replica_tokens[slower] = 0
+        self.excess[slower] = -1
 
     def _load(self, micro_step: int) -> None:
         """Bring the next micro-step into sight."""

@@ -73,7 +73,7 @@ def layer_picoseconds(
         )
         result[layer, 1, 1] = _dispatch_time(flow, ranks_per_node, prices)
         result[layer, 1, 2] = _exposed_time(
-            weight, home[layer], replica_expert[layer], copied[layer], ranks_per_node, prices
+            weight, home[layer], replica_expert[layer], quota, copied[layer], ranks_per_node, prices
         )
     return result
 
@@ -114,8 +114,9 @@ def placed_picoseconds(
         result[layer] += _unsplit_dispatch_time(
             origin[layer], served, home[layer], replica_expert[layer], quota[layer], prices
         )
+        copied = replica_expert[layer] >= 0
         result[layer] += _exposed_time(
-            weight, home[layer], replica_expert[layer], replica_expert[layer] >= 0, width, prices
+            weight, home[layer], replica_expert[layer], quota[layer], copied, width, prices
         )
     return result
 
@@ -223,6 +224,7 @@ def _exposed_time(
     weight: NDArray[np.int64],
     home: NDArray[np.int32],
     replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
     copied: NDArray[np.bool_],
     ranks_per_node: int,
     prices: Prices,
@@ -231,13 +233,14 @@ def _exposed_time(
     ranks = len(replica_expert)
     window = prices.launch + len(home) // ranks * prices.intercept
     window += int(weight.sum()) // ranks * (prices.pair + prices.other_pair)
-    return max(_copy_time(home, replica_expert, copied, ranks_per_node, prices) - window, 0)
+    return max(_copy_time(home, replica_expert, quota, copied, ranks_per_node, prices) - window, 0)
 
 
 @part
 def _copy_time(
     home: NDArray[np.int32],
     replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
     copied: NDArray[np.bool_],
     ranks_per_node: int,
     prices: Prices,
@@ -256,11 +259,12 @@ def _copy_time(
             owner = home[expert]
             if owner // ranks_per_node == rank // ranks_per_node:
                 near[rank] += near_copy if copied[rank, slot] else 0
-                near[owner] += prices.near_gradient
+                near[owner] += prices.near_gradient if quota[rank, slot] > 0 else 0
             else:
                 copy = prices.network_copy if copied[rank, slot] else 0
+                gradient = prices.far_gradient if quota[rank, slot] > 0 else 0
                 far[rank] += copy
                 far_sent[owner] += copy
-                far[owner] += prices.far_gradient
-                far_sent[rank] += prices.far_gradient
+                far[owner] += gradient
+                far_sent[rank] += gradient
     return max(int(near.max()), int(far.max()), int(far_sent.max()))

@@ -40,24 +40,25 @@ def dispatch_time(flow: list[list[int]], topology: Topology, cost: CostModel) ->
 def exposed_time(
     weight: list[int],
     home: list[int],
-    placed: list[list[tuple[int, bool]]],
+    placed: list[list[tuple[int, int, bool]]],
     topology: Topology,
     cost: CostModel,
 ) -> int:
-    """Of replicas ``(expert, whether it is a copy)`` by rank: what the window does not hide."""
+    """What the window does not hide; by rank, ``(expert, quota, whether it is a copy)``."""
     near, far, far_sent = ([0] * topology.ranks for _ in range(3))
     for rank, held in enumerate(placed):
-        for expert, copied in held:
+        for expert, quota, copied in held:
             owner = home[expert]
             if topology.node_of(owner) == topology.node_of(rank):
                 near[rank] += min(cost.host_copy, cost.peer_copy) if copied else 0
-                near[owner] += cost.near_gradient
+                near[owner] += cost.near_gradient if quota else 0
             else:
                 copy = cost.network_copy if copied else 0
                 far[rank] += copy
                 far_sent[owner] += copy
-                far[owner] += cost.far_gradient
-                far_sent[rank] += cost.far_gradient
+                gradient = cost.far_gradient if quota else 0
+                far[owner] += gradient
+                far_sent[rank] += gradient
     window = cost.launch + len(home) // topology.ranks * cost.intercept
     window += sum(weight) // topology.ranks * (cost.pair + cost.other_pair)
     return max(max(near + far + far_sent) - window, 0)
@@ -93,7 +94,7 @@ def placed_time(
         max(count * cost.far_pair for count in far),
         max(count // width * cost.far_pair for count in sent),
     )
-    placed_slots = [[(expert, True) for expert, _ in held] for held in replicas]
+    placed_slots = [[(expert, quota, True) for expert, quota in held] for held in replicas]
     return (
         compute_time(weight, home, replicas, cost)
         + slowest

@@ -11,11 +11,13 @@ from foremoe.errors import InvalidInputError
 from foremoe.planner import pricing_reference
 from foremoe.planner.cost import CostModel, home_seconds, layer_seconds, new_replicas
 from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.over_time import resident
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import foremoe
 from foremoe.planner.preset import cluster_preset, cost_model, model_preset
 from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
 from foremoe.planner.problem import StageProblem
+from foremoe.planner.validate import validate
 from foremoe.vocabulary import Stage
 from tests.planner.problems import problems, skewed_problem
 
@@ -51,7 +53,7 @@ prices = st.builds(
 @given(problems(max_pairs=2**20), prices)
 def test_kernels_equal_the_reference(problem: StageProblem, cost: CostModel) -> None:
     topology, width = problem.topology, problem.topology.ranks_per_node
-    for plan in foremoe(problem):
+    for plan in (*foremoe(problem), *resident(problem)):
         copied = new_replicas(plan.replica_expert, np.roll(plan.replica_expert, 1, axis=0))
         parts = layer_picoseconds(
             plan.load, plan.home, plan.replica_expert, plan.replica_tokens, copied, width,
@@ -67,7 +69,10 @@ def test_kernels_equal_the_reference(problem: StageProblem, cost: CostModel) -> 
             ]
             expert = plan.replica_expert[layer].tolist()
             replicas = [[(expert[p][s], int(quota[layer, p, s])) for p, s in row] for row in slots]
-            copies = [[(expert[p][s], bool(copied[layer, p, s])) for p, s in row] for row in slots]
+            copies = [
+                [(e, n, bool(copied[layer, p, s])) for (p, s), (e, n) in zip(*both, strict=True)]
+                for both in zip(slots, replicas, strict=True)
+            ]
             weight = plan.load[layer].sum(axis=0).tolist()
             flow = flows(plan, layer)
             nothing: list[list[tuple[int, int]]] = [[] for _ in replicas]
@@ -143,12 +148,20 @@ def test_no_plan_is_estimated_slower_than_no_replicas(
 ) -> None:
     """Rule 4, for any prices."""
     problem = dataclasses.replace(problem, target=None, cost=cost)
+    width = problem.topology.ranks_per_node
     for plan in foremoe(problem):
-        width = problem.topology.ranks_per_node
         alone = home_seconds(cost, plan.load, plan.home, width).total
         assert np.all(layer_seconds(cost, plan, width).total <= alone)
         replicas = (plan.replica_expert >= 0).any(axis=(1, 2))
         assert np.all((layer_seconds(cost, plan, width).total < alone)[replicas])
+    before = None
+    for m, plan in enumerate(resident(problem)):
+        validate(plan, problem.load[m], problem.topology, problem.spare_slots)
+        if m and problem.mini_batch[m] != problem.mini_batch[m - 1]:
+            before = None
+        alone = home_seconds(cost, plan.load, plan.home, width).total
+        assert np.all(layer_seconds(cost, plan, width, before).total <= alone)
+        before = plan
 
 
 def test_time_chooses_the_point_on_the_frontier() -> None:
