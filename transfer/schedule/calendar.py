@@ -50,19 +50,9 @@ class Calendar:
         first = np.maximum(-self._ticks(-ready_ns) - self.base, 0)
         return first, np.maximum(self._ticks(deadline_ns) - self.base, first)
 
-    def reach(self, end_ns: int) -> None:
-        """Have columns until ``end_ns`` on every link."""
-        columns = int((self._ticks(end_ns) - self.base).max())
-        if columns > self.busy.shape[1]:
-            self._lengthen(columns)
-
     def lengthen(self) -> None:
         """Twice as many columns."""
-        self._lengthen(2 * self.busy.shape[1])
-
-    def _lengthen(self, columns: int) -> None:
-        more = columns - self.busy.shape[1]
-        self.busy = np.pad(self.busy, ((0, 0), (0, more)))
+        self.busy = np.pad(self.busy, ((0, 0), (0, self.busy.shape[1])))
 
     def _ticks(self, time_ns: int) -> NDArray[np.int64]:
         return np.array([time_ns // tick if tick else 0 for tick in self.links.tick_ns], np.int64)

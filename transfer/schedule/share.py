@@ -122,10 +122,10 @@ def _slabs(row: int, link: int, end_ns: int, chunks: int, board: Board) -> int:
     tick_ns = board.tick_ns[link]
     if tick_ns == 0:
         return 0
-    limit = min(end_ns // tick_ns - board.base[link], board.last[link], board.busy.shape[1])
+    limit = min(end_ns // tick_ns - board.base[link], board.last[link])
     taken = 0
-    for column in range(board.first[link], limit):
-        taken += board.busy[row, column]
+    for column in range(board.first[link], min(limit, board.busy.shape[1])):
+        taken += board.busy[row, column]  # the columns after the last one are free
     free: int = max(limit - board.first[link] - taken, 0)
     return free // chunks
 

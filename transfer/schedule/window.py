@@ -123,7 +123,6 @@ def _divide(
     latest_ns = window.deadline_ns if dropped else end_ns - 1
     if not order.size or latest_ns <= window.ready_ns:
         return None
-    calendar.reach(latest_ns)
     asked, chunks = window.asked, calendar.links.chunks
     chosen = np.zeros(order.size, np.bool_)
     board = _board(window, calendar)

@@ -90,7 +90,8 @@ def share(
             return 0
         by_then = end_ns // int(board.tick_ns[link]) - int(board.base[link])
         first, limit = int(board.first[link]), min(by_then, int(board.last[link]))
-        return int((board.busy[row, first : max(limit, first)] == 0).sum()) // chunks
+        taken = {first + column for column in np.flatnonzero(board.busy[row, first:]).tolist()}
+        return len(set(range(first, limit)) - taken) // chunks
 
     def fits(end_ns: int) -> bool:
         chosen[:] = False
