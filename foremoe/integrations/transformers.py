@@ -14,6 +14,7 @@ implementation. Tested with Qwen3-MoE on transformers 5.23.
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from foremoe.errors import InvalidInputError
@@ -67,11 +69,14 @@ def register() -> None:
     EPImplementationInterface.register(NAME, ForemoeExpertParallel)
 
 
-def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, RoutingReplay]:
+def attach(
+    model: nn.Module, options: AttachOptions, optimizers: Sequence[Optimizer] = ()
+) -> tuple[RankSession, RoutingReplay]:
     """Join this rank's model to the runtime and hook its routers for replay.
 
     The model was built with ``ep_implementation="foremoe"`` and ``ep_size`` equal to the number of
-    ranks that hold different experts. Raises InvalidInputError when it was not.
+    ranks that hold different experts. Raises InvalidInputError when it was not. optimizers: as
+    ``open_session`` takes them; with them experts may change homes between stages.
     """
     implementations = _implementations(model)
     first = next(iter(implementations.values()))
@@ -99,8 +104,9 @@ def attach(model: nn.Module, options: AttachOptions) -> tuple[RankSession, Routi
         parameters = {
             name: implementation.experts.get_parameter(attr) for name, attr in _WEIGHTS.items()
         }
-        homes.append(HomeExperts(layer, parameters, tuple(range(start, start + owned)), scale))
-    session = open_session(homes, first.ep_mesh.get_group(), options)
+        experts = tuple(range(start, start + owned))
+        homes.append(HomeExperts(layer, parameters, experts, scale, module=model))
+    session = open_session(homes, first.ep_mesh.get_group(), options, optimizers)
     for layer, implementation in implementations.items():
         implementation.layer, implementation.session = layer, session
     return session, hook_routers(model, tuple(implementations))

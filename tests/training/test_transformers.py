@@ -30,6 +30,16 @@ def test_balanced_training_equals_the_stock_model(model_folder: Path, ranks: int
             assert torch.allclose(actual, gradient, rtol=0, atol=tolerance), (run, name)
 
 
+def test_experts_that_change_homes_change_nothing(model_folder: Path) -> None:
+    for expected, actual in run_ranks(workers.train_moving, 2, model_folder, 2):
+        assert actual["losses"] == pytest.approx(expected["losses"], rel=1e-10)
+        assert actual["weights"].keys() == expected["weights"].keys()
+        for name, weight in expected["weights"].items():
+            assert torch.allclose(actual["weights"][name], weight, rtol=0, atol=1e-10), name
+        for moment, other in zip(actual["moments"], expected["moments"], strict=True):
+            assert torch.allclose(moment, other, rtol=0, atol=1e-10)
+
+
 def test_replicas_change_no_gradient_in_float64(model_folder: Path) -> None:
     for result in run_ranks(workers.train, 2, model_folder, 2, "float64"):
         losses, gradients = result["at home"]

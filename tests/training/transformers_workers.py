@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.distributed import DistributedConfig
 from transformers.utils.logging import disable_progress_bar
 
+from foremoe.errors import InvalidInputError
 from foremoe.integrations.transformers import NAME, attach, hook_routers, register
 from foremoe.training.attachment import AttachOptions
+from foremoe.training.home_experts import local_part
 from foremoe.vocabulary import Stage
 from tests.training.dense import Case
 from tests.training.workers import STEP, RandomPlans
@@ -79,13 +82,7 @@ def train(rank: int, folder: Path, ranks: int, dtype: str) -> dict[str, Any]:
     """Balanced and at home: losses and this rank's part of every gradient."""
     disable_progress_bar()
     register()
-    model: nn.Module = Qwen3MoeForCausalLM.from_pretrained(
-        folder,
-        dtype=getattr(torch, dtype),
-        distributed_config=DistributedConfig(
-            tp_size=1, fsdp_size=ranks, ep_size=ranks, ep_implementation=NAME
-        ),
-    )
+    model = load(folder, ranks, dtype)
     case = case_for(ranks)
     session, replay = attach(model, AttachOptions(address=None, spare_slots=case.spare_slots))
     result: dict[str, Any] = {}
@@ -106,6 +103,66 @@ def train(rank: int, folder: Path, ranks: int, dtype: str) -> dict[str, Any]:
         result["balanced" if balanced else "at home"] = losses, _take_gradients(model)
     session.close()
     return result
+
+
+def train_moving(rank: int, folder: Path, ranks: int) -> list[dict[str, Any]]:
+    """AdamW in float64 with a forward before every step; experts stay, then move in between.
+
+    Losses, the full state dict and this rank's optimizer state at the end of both.
+    """
+    disable_progress_bar()
+    register()
+    return [_train_moving(rank, folder, ranks, moving) for moving in (False, True)]
+
+
+def _train_moving(rank: int, folder: Path, ranks: int, moving: bool) -> dict[str, Any]:
+    model = load(folder, ranks, "float64")
+    case = case_for(ranks)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    options = AttachOptions(address=None, spare_slots=case.spare_slots)
+    session, replay = attach(model, options, [optimizer] if moving else [])
+    plans = session._client = RandomPlans(case, rank)
+    losses = []
+    for step in range(3):
+        with torch.no_grad(), replay.replay(routing(case, rank, 0)):
+            losses.append(float(model(tokens(rank, 9), labels=tokens(rank, 9)).loss.item()))
+        if moving:
+            generator = np.random.default_rng(step)
+            assert session.move_homes(generator.permuted(plans.home, axis=1)) > 0
+        with session.stage(STEP, Stage.UPDATE) as run:
+            for micro_step in range(case.total):
+                batch = tokens(rank, micro_step)
+                with (
+                    session.micro_step(micro_step),
+                    replay.replay(routing(case, rank, micro_step)),
+                ):
+                    loss = model(batch, labels=batch).loss
+                    loss.backward()
+                losses.append(float(loss.item()))
+        assert all(record.balanced for record in run.records)
+        optimizer.step()
+        optimizer.zero_grad()
+        session.weights_changed()
+    if moving:
+        with pytest.raises(InvalidInputError, match="homes_as_attached"):
+            model.state_dict()
+    with session.homes_as_attached():
+        weights = {name: t.full_tensor().clone() for name, t in model.state_dict().items()}
+        state = optimizer.state_dict()["state"]
+        moments = [local_part(own["exp_avg_sq"]).clone() for own in state.values()]
+    session.close()
+    return {"losses": losses, "weights": weights, "moments": moments}
+
+
+def load(folder: Path, ranks: int, dtype: str) -> nn.Module:
+    model: nn.Module = Qwen3MoeForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        distributed_config=DistributedConfig(
+            tp_size=1, fsdp_size=ranks, ep_size=ranks, ep_implementation=NAME
+        ),
+    )
+    return model
 
 
 def _take_gradients(model: nn.Module) -> dict[str, Tensor]:
