@@ -26,10 +26,8 @@ def split_batch(
     yield from zip(sequences, ids, mask, strict=True)
 
 
-def read_batch(
-    path: Path, ids: str, mask: str, names: str
-) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
-    """Sequence names, ids and mask of an npz; without the array ``names``, places in the file.
+def read_batch(path: Path, ids: str, mask: str) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """Places in the file as sequence names, ids and mask of an npz.
 
     Raises InvalidInputError if the file cannot be read, is no npz of plain arrays, or has not both
     arrays.
@@ -39,6 +37,4 @@ def read_batch(
         if name not in arrays:
             raise InvalidInputError(f"{path}: array {name} is missing; it has {', '.join(arrays)}")
     count = len(arrays[ids]) if arrays[ids].ndim else 0
-    places = [f"{path}[{index}]" for index in range(count)]
-    given = [str(name) for name in arrays[names].ravel()] if names in arrays else places
-    return given, arrays[ids], arrays[mask]
+    return [f"{path}[{index}]" for index in range(count)], arrays[ids], arrays[mask]

@@ -63,12 +63,11 @@ def read(
                 passes.append(place)
             place[layer] = record
         for index, by_layer in enumerate(passes):
-            name = f"{rank}/{step}/{index}"
+            name = f"{path}:{rank}/{step}/{index}"
             if by_layer.keys() != passes[0].keys():
                 missing = sorted(passes[0].keys() - by_layer.keys())
                 raise InvalidInputError(
-                    f"{path}: sequence {name!r} has no record of layer {missing[0]}; "
-                    "was the trace cut off?"
+                    f"sequence {name!r} has no record of layer {missing[0]}; was the trace cut off?"
                 )
             yield decode(name, list(by_layer.values()), num_experts, first_layer=first_layer)
 

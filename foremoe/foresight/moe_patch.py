@@ -55,7 +55,7 @@ def read(path: Path, advance: Advance) -> Iterator[Routing]:
         key = (record.integer("rank"), record.integer("iteration"))
         groups.setdefault(key, []).append(record)
     for (rank, iteration), records in groups.items():
-        yield decode(f"{rank}/{iteration}", records)
+        yield decode(f"{path}:{rank}/{iteration}", records)
 
 
 def spread(counts: NDArray[np.int64], tokens: int, top_k: int) -> NDArray[np.int32]:

@@ -16,16 +16,17 @@ Advance = Callable[[int], None]  # told how many more bytes of the file have bee
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One JSON object of a file; ``where`` says in messages which one it is."""
+    """One JSON object of ``file``; ``where`` says in messages which one it is."""
 
     content: dict[str, Any]
+    file: Path
     where: str
 
     @property
     def sequence(self) -> str:
-        """The record's ``sequence``, or where it is."""
+        """The record's ``sequence`` in its file, or where it is."""
         name = self.content.get("sequence")
-        return self.where if name is None else str(name)
+        return self.where if name is None else f"{self.file}:{name}"
 
     def integer(self, name: str) -> int:
         """Raises InvalidInputError unless ``name`` is an integer of at least 0."""
@@ -42,7 +43,7 @@ class Record:
         value = self.content.get(name)
         if not isinstance(value, dict):
             raise InvalidInputError(f"{self.where}: {name}: expected an object")
-        return Record(value, f"{self.where}: {name}")
+        return Record(value, self.file, f"{self.where}: {name}")
 
     def optional_object(self, name: str) -> "Record | None":
         return None if self.content.get(name) is None else self.object(name)
@@ -52,7 +53,8 @@ class Record:
         value = self.content.get(name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise InvalidInputError(f"{self.where}: {name}: expected a list of objects")
-        return [Record(item, f"{self.where}: {name}[{i}]") for i, item in enumerate(value)]
+        where = f"{self.where}: {name}"
+        return [Record(item, self.file, f"{where}[{i}]") for i, item in enumerate(value)]
 
 
 def read_records(path: Path, advance: Advance) -> Iterator[Record]:
@@ -68,7 +70,7 @@ def read_records(path: Path, advance: Advance) -> Iterator[Record]:
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield _record(_parse(line, f"{path}: line {number}"), f"{path}:{number}")
+                    yield _record(_parse(line, f"{path}:{number}"), path, f"{path}:{number}")
                 advance(len(line))
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error})") from error
@@ -77,10 +79,10 @@ def read_records(path: Path, advance: Advance) -> Iterator[Record]:
 def _json_records(path: Path, text: bytes) -> Iterator[Record]:
     content = _parse(text, str(path))
     if not isinstance(content, list):
-        yield _record(content, str(path))
+        yield _record(content, path, str(path))
         return
     for index, item in enumerate(content):
-        yield _record(item, f"{path}[{index}]")
+        yield _record(item, path, f"{path}[{index}]")
 
 
 def _parse(text: bytes, where: str) -> Any:
@@ -90,16 +92,17 @@ def _parse(text: bytes, where: str) -> Any:
         raise InvalidInputError(f"{where}: is no JSON ({error})") from None
 
 
-def _record(content: Any, where: str) -> Record:
+def _record(content: Any, file: Path, where: str) -> Record:
     if not isinstance(content, dict):
         raise InvalidInputError(f"{where}: expected a JSON object")
-    return Record(content, where)
+    return Record(content, file, where)
 
 
 def read_arrays(path: Path, advance: Advance) -> Iterator[tuple[str, NDArray[Any]]]:
-    """An npz's arrays with their names, each the routing of one sequence.
+    """An npz's arrays with their names in the file, each the routing of one sequence.
 
     Raises InvalidInputError if the file cannot be read or is no npz of plain arrays.
     """
-    yield from read_npz(path).items()
+    for name, array in read_npz(path).items():
+        yield f"{path}:{name}", array
     advance(path.stat().st_size)

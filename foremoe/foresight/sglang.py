@@ -13,8 +13,10 @@ Source: python/sglang/srt/state_capturer/routed_experts.py and io_struct.py of s
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.inspection import inspect
@@ -24,6 +26,37 @@ from foremoe.foresight.recording import Advance, Record, read_records
 from foremoe.foresight.routing import Routing
 
 _FIELD = "meta_info.routed_experts"
+
+
+def decode_array(
+    sequence: str,
+    routed_experts: NDArray[Any],
+    model: MoeModel,
+    *,
+    tokens: int | None = None,
+    start: int = 0,
+    weight_versions: tuple[str, ...] = (),
+) -> Routing:
+    """The ids of one response, ``[rows, num_hidden_layers, top_k]`` or flattened after the rows.
+
+    So they come from the Python engine with ``skip_tokenizer_init``, and in AReaL. Otherwise as
+    ``decode``.
+    """
+    if routed_experts.ndim == 2 and routed_experts.shape[1] == model.num_layers * model.top_k:
+        routed_experts = routed_experts.reshape(-1, model.num_layers, model.top_k)
+    if tokens is not None and len(routed_experts) != tokens - 1 - start:
+        raise InvalidInputError(
+            f"sequence {sequence!r}: {_FIELD}: expected {tokens - 1 - start} rows for {tokens} "
+            f"tokens from token {start} on, got {len(routed_experts)}"
+        )
+    return inspect(
+        sequence,
+        routed_experts,
+        model,
+        start=start,
+        weight_versions=weight_versions,
+        field=_FIELD,
+    )
 
 
 def decode(
@@ -48,14 +81,10 @@ def decode(
             f"{where}: {len(data)} bytes are no whole rows of int32 [{model.num_layers}, "
             f"{model.top_k}], {row_bytes} bytes each; is this another model's recording?"
         )
-    rows = len(data) // row_bytes
-    if tokens is not None and rows != tokens - 1 - start:
-        raise InvalidInputError(
-            f"{where}: expected {tokens - 1 - start} rows for {tokens} tokens from token {start} "
-            f"on, got {rows}"
-        )
-    ids = np.frombuffer(data, "<i4").reshape(rows, model.num_layers, model.top_k)
-    return inspect(sequence, ids, model, start=start, weight_versions=weight_versions, field=_FIELD)
+    ids = np.frombuffer(data, "<i4").reshape(-1, model.num_layers, model.top_k)
+    return decode_array(
+        sequence, ids, model, tokens=tokens, start=start, weight_versions=weight_versions
+    )
 
 
 def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:

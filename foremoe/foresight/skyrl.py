@@ -55,11 +55,11 @@ def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
     """Routings of a file of responses (JSON or JSONL), or of an npz with a training batch.
 
     A response may have ``sequence``, which names the sequence, and ``routed_experts_prompt_start``.
-    The npz has ``rollout_expert_indices``, ``router_padding_mask`` and may have ``uids``.
+    The npz has ``rollout_expert_indices`` and ``router_padding_mask``.
     """
     if path.suffix == ".npz":
         arrays = ("rollout_expert_indices", "router_padding_mask")
-        names, ids, padding = read_batch(path, *arrays, names="uids")
+        names, ids, padding = read_batch(path, *arrays)
         yield from decode_batch(names, ids, padding, model)
         advance(path.stat().st_size)
         return

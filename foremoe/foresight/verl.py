@@ -54,10 +54,7 @@ def decode_batch(
 
 
 def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
-    """Routings of an npz with the batch's arrays ``routed_experts`` and ``attention_mask``.
-
-    An optional ``uid`` names the sequences.
-    """
-    names, ids, mask = read_batch(path, "routed_experts", "attention_mask", names="uid")
+    """Routings of an npz with the batch's arrays ``routed_experts`` and ``attention_mask``."""
+    names, ids, mask = read_batch(path, "routed_experts", "attention_mask")
     yield from decode_batch(names, ids, mask, model)
     advance(path.stat().st_size)

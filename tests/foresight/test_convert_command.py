@@ -158,7 +158,7 @@ def test_faults_are_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["convert", "--from", "slime", str(path), "-o", str(output), *SHAPE, "--json"]) == 0
     account = json.loads(capsys.readouterr().out)
     assert (account["sequences"], account["tokens"], account["layers"]) == (2, 8 + 6, [1, 2])
-    assert (account["left_out"], account["lost_layers"]) == (["lame", "blank"], [3])
+    assert (account["left_out"], account["lost_layers"]) == ([f"{path}:lame", f"{path}:blank"], [3])
     assert account["missing_rows"] == 2 + 5
     found = {(f["kind"], f["layer"]): (f["sequences"], f["rows"]) for f in account["faults"]}
     assert found == {
@@ -172,6 +172,18 @@ def test_faults_are_told_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     for text in ("2, 2 left out", "2: 1-2", "3 (dense, or a fault", "1 sequences, layers 2, such"):
         assert text in shown
     assert len(shown.splitlines()) < 24
+
+
+def test_files_with_the_same_names_are_not_joined(tmp_path: Path) -> None:
+    """Two steps' recordings name their sequences alike; turns are joined within a file only."""
+    arguments = ["-o", str(tmp_path / "t.npz"), *SHAPE]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        arguments.append(str(vllm_turns(tmp_path / folder)))
+        arguments.append(str(vllm_arrays(tmp_path / folder)))
+    assert main(["convert", "--from", "vllm", *arguments]) == 0
+    trace = load_trace(tmp_path / "t.npz")
+    assert trace.offsets.tolist() == [0, 6, 9, 15, 18, 24, 27, 33, 36]
 
 
 def test_two_policies_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,7 +204,7 @@ def test_a_configuration_serves_as_shape(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("carrier", "content", "options", "message"),
     [
-        ("vllm", "{", SHAPE, "line 1: is no JSON"),
+        ("vllm", "{", SHAPE, "f:1: is no JSON"),
         ("vllm", "[1]", SHAPE, "f:1: expected a JSON object"),
         ("vllm", "{}", SHAPE, "f:1: choices: expected a list of objects"),
         ("vllm", '{"choices": []}', SHAPE, "holds no routed experts; was their return enabled?"),

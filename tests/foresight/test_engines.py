@@ -65,6 +65,7 @@ def test_round_trips(model: MoeModel, tokens: int, start: int) -> None:
         vllm.decode("a", vllm_text(vllm_array(ids, model)), model, **options),
         vllm.decode_array("a", vllm_array(ids, model), model, **options),
         sglang.decode("a", sglang_text(ids, model), model, **options),
+        sglang.decode_array("a", all_layers(ids, model).reshape(tokens, -1), model, **options),
     ):
         np.testing.assert_array_equal(routing.ids, ids)
         assert (routing.layers, routing.start, routing.present) == (model.layers, start, tokens)

@@ -52,7 +52,9 @@ def test_megatron_passes_are_told_apart(tmp_path: Path) -> None:
     lines += megatron_lines(passes[2], 1) + megatron_lines(passes[3], 1)
     path = write(tmp_path / "router_trace_rank0.jsonl", lines)
     routings = list(megatron.read(path, MODEL.num_experts, ignore))
-    assert [routing.sequence for routing in routings] == ["0/0/0", "0/0/1", "0/1/0", "0/1/1"]
+    assert [routing.sequence for routing in routings] == [
+        f"{path}:{name}" for name in ("0/0/0", "0/0/1", "0/1/0", "0/1/1")
+    ]
     for routing, ids in zip(routings, passes, strict=True):
         np.testing.assert_array_equal(routing.ids, ids)
         assert routing.layers == MODEL.layers
@@ -79,15 +81,15 @@ def megatron_broken(**change: Any) -> list[dict[str, Any]]:
         (megatron_broken(layer="six"), "layer: expected an integer, got 'six'"),
         (
             megatron_broken(num_tokens=1, top_indices=[[1, 2, 3, 4]]),
-            r"sequence '0/0/0': layer 2 has top_indices \[1, 4\], layer 1 \[3, 4\]",
+            r":0/0/0': layer 2 has top_indices \[1, 4\], layer 1 \[3, 4\]",
         ),
         (
             megatron_broken(top_indices=[[1, 2, 3, 16]] * 3),
-            "sequence '0/0/0': top_indices: row 0, layer 2 has expert 16",
+            ":0/0/0': top_indices: row 0, layer 2 has expert 16",
         ),
         (
             megatron_lines(routes(3), 0) + megatron_lines(routes(3), 0)[:2],
-            "sequence '0/0/1' has no record of layer 3",
+            ":0/0/1' has no record of layer 3",
         ),
     ],
 )
@@ -115,8 +117,10 @@ def test_moe_patch_counts_survive(tmp_path: Path) -> None:
     second = {**README_EXAMPLE, "layer": "layer_12", "actual_assignments": [2048, 0, 0, 2048]}
     lines = [README_EXAMPLE, second]
     lines += [{**line, "rank": 1} for line in lines] + [{**line, "iteration": 7} for line in lines]
-    routings = list(moe_patch.read(write(tmp_path / "m.jsonl", lines), ignore))
-    assert [routing.sequence for routing in routings] == ["0/1200", "1/1200", "0/7"]
+    path = write(tmp_path / "m.jsonl", lines)
+    routings = list(moe_patch.read(path, ignore))
+    names = [f"{path}:{name}" for name in ("0/1200", "1/1200", "0/7")]
+    assert [routing.sequence for routing in routings] == names
     for routing in routings:
         assert (routing.layers, routing.num_experts) == ((6, 12), 4)
         assert routing.histogram().tolist() == [[800, 965, 1150, 1181], [2048, 0, 0, 2048]]
