@@ -30,12 +30,13 @@ _DTYPES = ("int8", "int16", "int32")
 _FIELD = "routed_experts"
 
 
-def decode(sequence: str, payload: Any, model: MoeModel) -> Routing:
-    """The envelope, or the nested list before it, of one sequence.
+def decode(sequence: str, payload: Any, model: MoeModel, *, start: int = 0) -> Routing:
+    """The envelope, the nested list before it, or its array, of one sequence or message.
 
-    Raises InvalidInputError naming sequence, field and layer.
+    start: the first row's token. Raises InvalidInputError naming sequence, field and layer.
     """
-    return inspect(sequence, _array(payload, f"sequence {sequence!r}: {_FIELD}"), model)
+    array = _array(payload, f"sequence {sequence!r}: {_FIELD}")
+    return inspect(sequence, array, model, start=start)
 
 
 def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
@@ -64,6 +65,8 @@ def _message_log(record: Record) -> NDArray[Any]:
 
 
 def _array(payload: Any, field: str) -> NDArray[Any]:
+    if isinstance(payload, np.ndarray):
+        return payload
     if isinstance(payload, list):
         return _nested(payload, field)
     if not isinstance(payload, str):
