@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.distributed import DistributedConfig
@@ -117,6 +118,9 @@ def train_moving(rank: int, folder: Path, ranks: int) -> list[dict[str, Any]]:
 
 def _train_moving(rank: int, folder: Path, ranks: int, moving: bool) -> dict[str, Any]:
     model = load(folder, ranks, "float64")
+    for module in model.modules():
+        if isinstance(module, FSDPModule):  # whole parameters outlive a forward without backward
+            module.set_reshard_after_forward(False)
     case = case_for(ranks)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     options = AttachOptions(address=None, spare_slots=case.spare_slots)
