@@ -33,9 +33,9 @@ def train_through_daemon_loss(rank: int, case: Case, folder: Path, pid: int) -> 
         if name == "restarted" and rank == 0:
             restarted = DaemonProcess(folder).wait_serving()
         if name == "restarted":
-            _wait_connected(session)
+            wait_connected(session)
         if name != "no daemon":
-            _announce(rank, case, step, micro_steps, controller)
+            announce(rank, case, step, micro_steps, controller)
         with session.stage(step, Stage.UPDATE) as run:
             for index in range(micro_steps):
                 with session.micro_step(index):
@@ -53,7 +53,7 @@ def train_through_daemon_loss(rank: int, case: Case, folder: Path, pid: int) -> 
     return result
 
 
-def _announce(
+def announce(
     rank: int, case: Case, step: int, micro_steps: int, controller: ControllerClient
 ) -> None:
     """Upload this rank's foresight; rank 0 submits the schedule once all have."""
@@ -78,7 +78,7 @@ def _announce(
     dist.barrier()
 
 
-def _wait_connected(session: RankSession, seconds: float = 30.0) -> None:
+def wait_connected(session: RankSession, seconds: float = 30.0) -> None:
     dist.barrier()
     deadline = time.monotonic() + seconds
     assert session._client is not None

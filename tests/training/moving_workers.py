@@ -1,5 +1,8 @@
 """Ranks that train with AdamW while experts change homes between mini-batches."""
 
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foremoe.client.controller import ControllerClient
 from foremoe.errors import InvalidInputError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.layer import MoELayer
 from foremoe.training.session import RankSession
 from foremoe.vocabulary import Stage
+from tests.runtime.daemon_process import DaemonProcess
+from tests.training.daemon_workers import announce, wait_connected
 from tests.training.dense import Case
 from tests.training.workers import STEP, RandomPlans, forward_backward, make_layer
 
@@ -102,6 +108,41 @@ def train(rank: int, case: Case, moving: bool) -> dict[str, Any]:
     gathered = _gather(trainer)
     session.close()
     return {"outputs": outputs, "gradients": gradients, "state": state, "gathered": gathered}
+
+
+def follow_the_daemon(rank: int, case: Case, folder: Path, pid: int, moving: bool) -> Any:
+    """One RL step a mini-batch; the daemon chooses homes for ranks that move experts.
+
+    It is killed and another one started before the last step. Outputs, state, and by step the
+    homes, and whether all micro-steps were balanced.
+    """
+    trainer = Trainer(case, str(folder / "s"), moving)
+    session = trainer.session
+    controller = ControllerClient(str(folder / "s"), timeout_seconds=20.0)
+    outputs, homes, balanced = [], [], []
+    restarted = None
+    for step in range(case.mini_batches):
+        if step == case.mini_batches - 1:
+            if rank == 0:
+                os.kill(pid, signal.SIGKILL)
+                restarted = DaemonProcess(folder).wait_serving()
+            wait_connected(session)
+        announce(rank, case, step, case.micro_steps, controller)
+        with session.stage(step, Stage.UPDATE) as run:
+            for index in range(case.micro_steps):
+                with session.micro_step(index):
+                    micro_step = step * case.micro_steps + index
+                    outputs.append(forward_backward(case, rank, micro_step, trainer.layers))
+        balanced.append(all(record.balanced for record in run.records))
+        homes.append(session.layout.home)
+        trainer.step()
+    with session.homes_as_attached():
+        state = trainer.state()
+    session.close()
+    controller.close()
+    if restarted is not None:
+        assert restarted.terminate() == 0
+    return {"outputs": outputs, "state": state, "homes": homes, "balanced": balanced}
 
 
 def _gather(trainer: Trainer) -> State:
