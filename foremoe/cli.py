@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "post-train a small MoE model with RL, balanced and unbalanced, and compare",
     "plan": "plan a recorded routing trace offline and print what balancing gains",
     "serve": "run the runtime daemon of this node",
+    "simulate": "estimate an RL step on a cluster, balanced by different policies",
     "status": "print what a running daemon holds",
     "top": "watch a running daemon: steps, imbalance, ranks, copies",
 }

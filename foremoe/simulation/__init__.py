@@ -1,0 +1,1 @@
+"""Recompute and update on a cluster, under a virtual clock: real planner, real copy schedule."""

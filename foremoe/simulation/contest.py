@@ -1,0 +1,161 @@
+"""Who is compared, and how each one's micro-steps pass.
+
+``ahead`` knows the routing before the stage: plans are ready and copies run ahead of their layer.
+``critical path`` knows it only after the gate, as UltraEP and MoonEP (arXiv 2606.04101): planning
+and copies stand between gate and compute in the forward pass, less what the dispatch hides; the
+backward pass hides its copies. ``given`` gets its copies and moves for nothing, which favours it:
+for no balancing, for EPLB, and for the ideal that force-balances the router.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.plan import Plan
+from foremoe.planner.policies import POLICIES
+from foremoe.planner.problem import StageProblem
+from foremoe.planner.step_homes import step_homes
+from foremoe.simulation.cluster import Machine
+from foremoe.simulation.stage import passes, simulate_stage
+from foremoe.simulation.timeline import SECOND, Timeline
+from foremoe.transfer.copies import EMPTY
+from foremoe.vocabulary import Stage
+
+# "<100 us" for 64 ranks on one GPU: arXiv 2606.04101.
+CRITICAL_PATH_PLANNING_NS = 100_000
+IDEAL = "force-balanced"
+UNBALANCED = "unbalanced"
+
+
+class Knowledge(StrEnum):
+    """When a contestant knows the routing, and what its copies cost."""
+
+    AHEAD = "ahead"
+    CRITICAL_PATH = "critical path"
+    GIVEN = "given"
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """policy: of ``foremoe.planner.policies``. homes: ``contiguous`` or ``step``."""
+
+    policy: str
+    knowledge: Knowledge
+    homes: str = "contiguous"
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    UNBALANCED: Contestant("none", Knowledge.GIVEN),
+    "EPLB history": Contestant("eplb-history", Knowledge.GIVEN),
+    "EPLB oracle": Contestant("eplb-oracle", Knowledge.GIVEN),
+    "critical path": Contestant("greedy", Knowledge.CRITICAL_PATH),
+    "node-confined": Contestant("greedy-in-node", Knowledge.AHEAD),
+    "foremoe": Contestant("resident", Knowledge.AHEAD),
+    "foremoe + homes": Contestant("resident", Knowledge.AHEAD, "step"),
+    IDEAL: Contestant("none", Knowledge.GIVEN),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """One EP group's stage: ``load [M, L, P, E]``, ``mini_batch [M]``."""
+
+    load: NDArray[np.int64]
+    mini_batch: NDArray[np.int32]
+
+
+def plan_group(
+    name: str, group: Group, machine: Machine, slots: int, target: float | None
+) -> list[Plan]:
+    """The plans of a contestant for one EP group, which both stages follow."""
+    contestant = CONTESTANTS[name]
+    load = _forced(group.load) if name == IDEAL else group.load
+    topology = machine.topology
+    home = contiguous_homes(load.shape[1], load.shape[3], topology.ranks)
+    if contestant.homes == "step":
+        home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
+    problem = StageProblem(load, home, group.mini_batch, topology, slots, target, machine.update())
+    return list(POLICIES[contestant.policy](problem))
+
+
+def run_group(
+    name: str,
+    plans: Sequence[Plan],
+    group: Group,
+    machine: Machine,
+    stage: Stage,
+    *,
+    keep_spans: bool = False,
+) -> Timeline:
+    """Simulate a contestant's plans in one stage of one EP group."""
+    backward = stage is Stage.UPDATE
+    if CONTESTANTS[name].knowledge is Knowledge.AHEAD:
+        return simulate_stage(
+            machine, plans, group.mini_batch, backward=backward, keep_spans=keep_spans
+        )
+    wait: Callable[[Plan], int] = _nothing
+    timeline = Timeline()
+    if CONTESTANTS[name].knowledge is Knowledge.CRITICAL_PATH:
+        wait = _Gate(machine)
+    weights = machine.model.expert_bytes
+    for first in np.flatnonzero(np.diff(group.mini_batch, prepend=group.mini_batch[:1] - 1)):
+        total = 0
+        for index in np.flatnonzero(group.mini_batch == group.mini_batch[first]):
+            plan = plans[int(index)]
+            waited = wait(plan)
+            timeline.exposed_copy_ns += waited
+            total += waited
+            total += sum(int(p.total.sum()) for p in passes(machine, plan, backward=backward))
+            if wait is not _nothing:
+                timeline.copies += plan.replicas()
+        timeline.mini_batch_ns.append(total)
+    timeline.link_bytes = {"peer": timeline.copies * weights} if timeline.copies else {}
+    return timeline
+
+
+def _nothing(plan: Plan) -> int:
+    del plan
+    return 0
+
+
+class _Gate:
+    """What stands between gate and compute when the routing is known only then."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def __call__(self, plan: Plan) -> int:
+        """Nanoseconds of one micro-step: planning and the busiest rank's copies in, by layer.
+
+        Relays spread a hot expert, so that ways in bound the time, not its home's way out.
+        """
+        machine, topology = self._machine, self._machine.topology
+        slots = plan.replica_expert
+        layers = np.arange(len(slots))[:, None, None]
+        owner = plan.home[layers, np.maximum(slots, 0)]
+        node = np.arange(topology.ranks)[:, None] // topology.ranks_per_node
+        far = ((owner // topology.ranks_per_node != node) & (slots != EMPTY)).sum(axis=2)
+        near = (slots != EMPTY).sum(axis=2) - far
+        cluster, weights = machine.cluster, machine.model.expert_bytes
+        seconds = weights * np.maximum(
+            near / cluster.peer_bytes_per_second, far / cluster.network_bytes_per_second
+        )
+        copies = (seconds.max(axis=1) * SECOND).astype(np.int64)
+        hidden = passes(machine, plan, backward=False)[0].dispatch // 2
+        planning = CRITICAL_PATH_PLANNING_NS
+        return int(np.maximum(planning + copies - hidden, 0).sum())
+
+
+def _forced(load: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same pairs by source, spread evenly over all experts."""
+    experts = load.shape[-1]
+    own = load.sum(axis=-1, keepdims=True)
+    even = np.broadcast_to(own // experts, load.shape).copy()
+    rest = own - even.sum(axis=-1, keepdims=True)
+    first = np.cumsum(rest, axis=-2) - rest
+    even += (np.arange(experts) - first) % experts < rest
+    return even

@@ -1,0 +1,244 @@
+"""A stage of one EP group as a chain of events: layers wait for copies, copies for links.
+
+A micro-step is a forward pass over the layers and, in the update stage, a backward pass the other
+way. Dispatch and combine are collective, so all ranks pass a layer together, in
+
+    other work + dispatch + max over ranks of expert compute + combine,
+
+priced by the cost model that the planner plans with. In resident mode a layer's slots may be filled
+from the end of their use in the micro-step before, at the start of a mini-batch at once, and are
+needed when the layer's dispatch ends; the real scheduler places the copies on the links, and what
+comes later than that is exposed. A copy without room in its window is waited for. Links carry
+copies while dispatch uses them too; that is reckoned with by lending them to copies for the share
+of the time that dispatch leaves free.
+
+Gradients of replicas travel once, when the replica is evicted or the mini-batch ends, over the
+busiest rank's link one layer after another, from the end of the layer's backward on; what is not
+home when the mini-batch's last backward ends is exposed. The optimizer's time is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foremoe.planner.cost import CostModel, layer_seconds
+from foremoe.planner.plan import Plan
+from foremoe.planner.problem import Topology
+from foremoe.simulation.cluster import Machine
+from foremoe.simulation.timeline import SECOND, Span, Timeline
+from foremoe.transfer.copies import EMPTY, Fill, Path, assign_slots
+from foremoe.transfer.schedule.calendar import Calendar
+from foremoe.transfer.schedule.links import NEVER, Link, Links
+from foremoe.transfer.schedule.micro_step import schedule_micro_step
+from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
+
+Nanoseconds = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass over the layers of a micro-step, int64 nanoseconds ``[L]`` each."""
+
+    other: Nanoseconds
+    dispatch: Nanoseconds  # and combine
+    compute: Nanoseconds
+
+    @property
+    def total(self) -> Nanoseconds:
+        return self.other + self.dispatch + self.compute
+
+
+def simulate_stage(
+    machine: Machine,
+    plans: Sequence[Plan],
+    mini_batch: NDArray[np.int32],
+    *,
+    backward: bool,
+    keep_spans: bool = False,
+) -> Timeline:
+    """Run ``plans``, one a micro-step, with copies ahead of the layers that need them."""
+    run = _Run(machine, backward, Timeline(spans=[] if keep_spans else None))
+    for first in np.flatnonzero(np.diff(mini_batch, prepend=mini_batch[:1] - 1)).tolist():
+        run.begin_mini_batch(plans[first])
+        for index in np.flatnonzero(mini_batch == mini_batch[first]).tolist():
+            run.micro_step(index, plans[index])
+        run.end_mini_batch()
+    return run.timeline
+
+
+def passes(machine: Machine, plan: Plan, *, backward: bool) -> list[Pass]:
+    """The forward pass, and with ``backward`` the other one."""
+    forward = _prices(machine.forward(), plan, machine.topology)
+    if not backward:
+        return [forward]
+    both = _prices(machine.update(), plan, machine.topology)
+    return [
+        forward,
+        Pass(
+            both.other - forward.other,
+            both.dispatch - forward.dispatch,
+            both.compute - forward.compute,
+        ),
+    ]
+
+
+def _prices(cost: CostModel, plan: Plan, topology: Topology) -> Pass:
+    parts = layer_seconds(cost, plan, topology.ranks_per_node)
+    own = plan.load.sum(axis=2).max(axis=1)
+    return Pass(own * cost.other_pair // 1000, _ns(parts.dispatch), _ns(parts.compute))
+
+
+def _ns(seconds: NDArray[np.float64]) -> Nanoseconds:
+    return np.rint(seconds * SECOND).astype(np.int64)
+
+
+class _Run:
+    """Clock, slots and links of a stage under way."""
+
+    def __init__(self, machine: Machine, backward: bool, timeline: Timeline) -> None:
+        self.machine, self.backward, self.timeline = machine, backward, timeline
+        self.now = 0
+        self.gradients_home = 0
+
+    def begin_mini_batch(self, plan: Plan) -> None:
+        """Weights have changed: every slot is void, every link is idle."""
+        layers, ranks, slots = plan.replica_expert.shape
+        self.started = self.gradients_home = self.now
+        self.content = np.full((layers, ranks, slots), EMPTY, np.int32)
+        self.free_at = [self.now] * layers
+        self.home = plan.home
+        forward = passes(self.machine, plan, backward=False)[0]
+        busy = float(forward.dispatch.sum() / max(1, forward.total.sum()))
+        self.links = _lent(self.machine.links, 1.0 - busy)
+        self.calendar = Calendar.empty(self.links)
+
+    def micro_step(self, index: int, plan: Plan) -> None:
+        self.last = index
+        both = passes(self.machine, plan, backward=self.backward)
+        arrival = self._copy(index, plan, both[0])
+        for layer in range(len(plan.home)):
+            self._layer(index, layer, both[0], "forward", arrival[layer])
+            if not self.backward:
+                self.free_at[layer] = self.now
+        if self.backward:
+            for layer in reversed(range(len(plan.home))):
+                self._layer(index, layer, both[1], "backward", 0)
+                self.free_at[layer] = self.now
+
+    def end_mini_batch(self) -> None:
+        """All gradients come home before the optimizer reads them."""
+        for layer in reversed(range(len(self.content))):
+            self._return_gradients(layer, self.content[layer])
+        late = max(0, self.gradients_home - self.now)
+        self.timeline.exposed_gradient_ns += late
+        self._span("exposed", "gradients", late, self.last, 0)
+        self.timeline.mini_batch_ns.append(self.now - self.started)
+
+    def _layer(self, index: int, layer: int, times: Pass, name: str, arrival: int) -> None:
+        """Other work, dispatch, the wait for copies, compute, combine."""
+        there = int(times.dispatch[layer]) // 2
+        self._span("other", name, int(times.other[layer]), index, layer)
+        self._span("dispatch", name, there, index, layer)
+        late = max(0, arrival - self.now)
+        self.timeline.exposed_copy_ns += late
+        self._span("exposed", name, late, index, layer)
+        self._span("compute", name, int(times.compute[layer]), index, layer)
+        self._span("dispatch", name, int(times.dispatch[layer]) - there, index, layer)
+
+    def _span(self, track: str, name: str, length_ns: int, index: int, layer: int) -> None:
+        self.timeline.add(Span(track, name, self.now, self.now + length_ns, index, layer))
+        self.now += length_ns
+
+    def _copy(self, index: int, plan: Plan, forward: Pass) -> list[int]:
+        """Fill the slots for a micro-step; when each layer's replicas have arrived."""
+        starts = self.now + np.cumsum(forward.total) - forward.total
+        needed = starts + forward.other + forward.dispatch // 2
+        wanted = []
+        for layer, slots in enumerate(plan.replica_expert):
+            after, fills = assign_slots(slots, self.content[layer])
+            evicted = np.where(after != self.content[layer], self.content[layer], EMPTY)
+            self._return_gradients(layer, evicted)
+            self.content[layer] = after
+            value = [int(plan.replica_tokens[layer, :, f.rank, :].sum()) for f in fills]
+            wanted.append(
+                LayerCopies(
+                    layer, fills, plan.home[layer], self.free_at[layer], int(needed[layer]), value
+                )
+            )
+        calendar = self.calendar.after(min(self.free_at))
+        table = schedule_micro_step(wanted, self.links, calendar)
+        arrival = [0] * len(plan.home)
+        self._take(index, table, arrival)
+        if table.dropped:
+            late = _without_deadline(wanted, table.dropped)
+            table = schedule_micro_step(late, self.links, table.calendar)
+            self._take(index, table, arrival)
+        self.calendar = table.calendar
+        return arrival
+
+    def _take(self, index: int, table: Timetable, arrival: list[int]) -> None:
+        weights = self.machine.model.expert_bytes
+        ends, starts = table.end_ns.tolist(), table.start_ns.tolist()
+        for copy, link, start, end in zip(
+            table.copies, table.link.tolist(), starts, ends, strict=True
+        ):
+            arrival[copy.layer] = max(arrival[copy.layer], end)
+            name = Link(link).name.lower()
+            self.timeline.copies += 1
+            self.timeline.link_bytes[name] = self.timeline.link_bytes.get(name, 0) + weights
+            track = "host" if copy.path is Path.HOST else name
+            self.timeline.add(
+                Span(
+                    f"{track} into rank {copy.destination}",
+                    f"expert {copy.expert}",
+                    start,
+                    end,
+                    index,
+                    copy.layer,
+                )
+            )
+
+    def _return_gradients(self, layer: int, slots: NDArray[np.int32]) -> None:
+        """Send home what the given slots ``[P, R]`` of a layer have gathered."""
+        if not self.backward or not (slots != EMPTY).any():
+            return
+        machine, topology = self.machine, self.machine.topology
+        near = np.zeros((2, topology.ranks), np.int64)
+        far = np.zeros((2, topology.ranks), np.int64)
+        for rank, slot in np.argwhere(slots != EMPTY).tolist():
+            owner = int(self.home[layer, slots[rank, slot]])
+            carried = near if topology.node_of(owner) == topology.node_of(rank) else far
+            carried[0, rank] += machine.gradient_bytes
+            carried[1, owner] += machine.gradient_bytes
+        cluster = machine.cluster
+        seconds = max(
+            near.max() / cluster.peer_bytes_per_second,
+            far.max() / cluster.network_bytes_per_second,
+        )
+        self.timeline.gradient_bytes += int(near[0].sum() + far[0].sum())
+        start = max(self.gradients_home, self.free_at[layer])
+        self.gradients_home = start + int(seconds * SECOND)
+
+
+def _lent(links: Links, share: float) -> Links:
+    """Peer and network links as copies have them for ``share`` of the time."""
+    share = max(share, 0.01)
+    return replace(
+        links,
+        peer_slab_ns=int(links.peer_slab_ns / share),
+        network_slab_ns=int(links.network_slab_ns / share),
+    )
+
+
+def _without_deadline(
+    wanted: Sequence[LayerCopies], dropped: Sequence[tuple[int, Fill]]
+) -> list[LayerCopies]:
+    """The dropped fills again, each layer's as soon as links allow."""
+    late = []
+    for layer in wanted:
+        fills = [fill for of_layer, fill in dropped if of_layer == layer.layer]
+        if fills:
+            late.append(LayerCopies(layer.layer, fills, layer.home, layer.ready_ns, NEVER))
+    return late

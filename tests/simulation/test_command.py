@@ -1,0 +1,49 @@
+"""``foremoe simulate`` as a user runs it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from foremoe.cli import main
+
+SMALL = ["simulate", "--model", "mixtral-8x7b", "--cluster", "h100x4", "--tokens-per-rank", "512"]
+
+
+def test_table_record_and_timeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record, timeline = tmp_path / "record.json", tmp_path / "timeline.json"
+    arguments = ["--workload", "W2_hot_rank", "--policies", "foremoe"]
+    assert main([*SMALL, *arguments, "--json", str(record), "--timeline", str(timeline)]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(record.read_text())
+    assert [p["name"] for p in found["policies"]] == ["unbalanced", "foremoe", "force-balanced"]
+    for policy in found["policies"]:
+        assert f"{policy['speedup']:.3f}x" in printed
+    assert found["policies"][1]["speedup"] > 1.0
+    events = json.loads(timeline.read_text())["traceEvents"]
+    tracks = {e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert {"compute", "dispatch", "other"} <= tracks
+    last = max(e["ts"] + e["dur"] for e in events if e["ph"] == "X" and e["pid"] == 1) / 1e6
+    assert last == pytest.approx(found["policies"][1]["seconds"]["update"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cluster", "h100"], "as in h100x64"),
+        (["--cluster", "h101x8"], "did you mean 'h100'"),
+        (["--cluster", "h100x6"], "does not divide 8 experts"),
+        (["--cluster", "h100x8", "--ep-size", "3"], "divide 8 ranks"),
+        (["--model", "mixtral"], "mixtral-8x7b"),
+        (["--mini-batches", "0"], "at least 1 mini-batch"),
+        (["--tokens-per-rank", "0"], "for 0 tokens"),
+        (["--trace", "none.npz"], "cannot be read"),
+    ],
+)
+def test_bad_input_gets_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
