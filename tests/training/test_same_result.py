@@ -59,6 +59,8 @@ WAYS = {
     "resident, main_grad": Way(main_grad=True),
     "streaming, checksums": Way(frames=2, verify=True),
     "resident, checksums": Way(stay=True, verify=True),
+    "no room for the cache in its budget": Way(no_cache="budget"),
+    "no room for the cache in the tmpfs": Way(no_cache="full"),
 }
 
 
@@ -67,8 +69,9 @@ def test_however_replicas_are_kept_the_result_is_the_same(way: Way) -> None:
     case = Case(seed=14, ranks=2, micro_steps=4)
     results = run_ranks(train, 2, case, way)
     assert_same(case, results)
-    degraded = sum(not record.balanced for record in results[0]["records"])
-    assert degraded == sum(map(len, way.missing.values()))
+    records = results[0]["records"]
+    assert sum(not record.balanced for record in records) == sum(map(len, way.missing.values()))
+    assert any(record.host_copies for record in records) == (not way.no_cache)
 
 
 def assert_same(case: Case, results: list[dict[str, Any]]) -> None:

@@ -1,8 +1,10 @@
 """What rank processes run in the tests of the torch side."""
 
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ class Way:
     mini-batch. missing: micro-steps for which some ranks hold no plan. stay: one placement for a
     whole mini-batch. checkpointed: forward is run again in backward. twice: forward is run once
     more before it, for nothing. verify: checksums. main_grad: where gradients are summed.
+    no_cache: why the host cache cannot be made.
     """
 
     frames: int | None = None
@@ -43,6 +46,7 @@ class Way:
     twice: bool = False
     verify: bool = False
     main_grad: bool = False
+    no_cache: Literal["", "budget", "full"] = ""
 
     def micro_steps(self, case: Case) -> list[list[int]]:
         """In the order in which they are run, by mini-batch."""
@@ -180,11 +184,22 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
         spare_slots=case.spare_slots,
         limit_bytes=way.limit_bytes(case),
         verify_copies=way.verify,
+        cache_limit_bytes=100 if way.no_cache == "budget" else None,
     )
-    session = open_session([layer.home_experts() for layer in layers], group, options)
+    with largest_file(5000) if way.no_cache == "full" else nullcontext():
+        session = open_session([layer.home_experts() for layer in layers], group, options)
     for layer in layers:
         layer.session = session
     return layers, session
+
+
+@contextmanager
+def largest_file(nbytes: int) -> Iterator[None]:
+    """As if the tmpfs had no more room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def make_layer(case: Case, position: int, group: dist.ProcessGroup) -> MoELayer:
