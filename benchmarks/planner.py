@@ -13,7 +13,7 @@ core, in turns over the cases, as the machine is shared.
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +24,16 @@ from rich.console import Console
 from benchmarks.planner_figures import TARGETS, Figure, StageTiming, Timing, markdown
 from benchmarks.planner_loads import Workload, drawn, drawn_with_256_experts, recorded
 from benchmarks.record import Record
+from foremoe.planner.cost import CostModel
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import POLICIES, warm_up
+from foremoe.planner.preset import cluster_preset, cost_model, model_preset
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.step_homes import step_homes
 from foremoe.planner.validate import validate
+from foremoe.vocabulary import Stage
 
 
 def main() -> None:
@@ -108,12 +111,15 @@ def _frontier() -> Iterator[Figure]:
 
 
 def _nodes() -> Iterator[Figure]:
-    """Eight nodes of eight ranks: what crosses them."""
+    """Eight nodes of eight ranks: what crosses them, beside each peer at the peer's own balance."""
     workload = drawn("qwen3_30b_a3b", 64, micro_steps=8, layers=6)
-    for slots in (1, 2):
-        for policy in ("none", "eplb-oracle", "greedy", "greedy-in-node", "alias"):
-            yield _figure(workload, "contiguous", policy, slots, None, nodes=8)
-        for homes in ("contiguous", "step"):
+    for homes in ("contiguous", "step"):
+        yield _figure(workload, homes, "none", 1, None, nodes=8)
+        for slots in (1, 2):
+            for policy in ("eplb-history", "eplb-oracle", "greedy", "greedy-in-node", "alias"):
+                peer = _figure(workload, homes, policy, slots, None, nodes=8)
+                yield peer
+                yield _figure(workload, homes, "foremoe", slots, peer.imbalance_mean, nodes=8)
             for policy in ("foremoe", "resident"):
                 yield _figure(workload, homes, policy, slots, 1.02, nodes=8)
 
@@ -209,15 +215,26 @@ def _timings() -> Iterator[Timing]:
         ("E = 128, P = 32", drawn("qwen3_30b_a3b", 32, micro_steps=2, layers=16)),
         ("E = 256, P = 64", drawn_with_256_experts(64, micro_steps=1, layers=16)),
     ]
-    cases: list[tuple[str, str, float | None, StageProblem]] = [
-        (name, "foremoe", target, _problem(workload, "contiguous", 1, target))
+    problems: list[tuple[str, str, Workload, float | None, int, CostModel | None]] = [
+        (name, "best" if target is None else f"{target:g}", workload, target, 1, None)
         for name, workload in workloads
         for target in (None, 1.02)
     ]
+    model, cluster = model_preset("qwen3-30b-a3b"), cluster_preset("h100")
+    for name, workload in workloads:
+        cost = cost_model(model, cluster, Stage.UPDATE)
+        problems.append((name, "by time", workload, None, 1, cost))
+    for target in (None, 1.02):
+        aim = "best, 8 nodes" if target is None else f"{target:g}, 8 nodes"
+        problems.append((workloads[-1][0], aim, workloads[-1][1], target, 8, None))
+    cases = [
+        (name, aim, replace(_problem(workload, "contiguous", 1, target, nodes), cost=cost))
+        for name, aim, workload, target, nodes, cost in problems
+    ]
     fastest = _fastest([partial(_plan, problem) for *_, problem in cases])
-    for (name, policy, target, problem), seconds in zip(cases, fastest, strict=True):
+    for (name, aim, problem), seconds in zip(cases, fastest, strict=True):
         samples = problem.load.shape[0] * problem.load.shape[1]
-        yield Timing(name, policy, target, 1e6 * seconds / samples)
+        yield Timing(name, aim, 1e6 * seconds / samples)
 
 
 def _plan(problem: StageProblem) -> list[Plan]:

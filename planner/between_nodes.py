@@ -17,7 +17,9 @@ Slack is the room below T over all ranks. A replica that takes a rank's last slo
 does not fill; if a candidate would waste more than its fair part of the slack, it fills its rank
 instead, and if it cannot, it is passed over. No rank is brought above T that was not there before.
 
-All numbers are integers; ties go to the lowest rank, node and expert.
+All numbers are integers; ties go to the lowest rank, node and expert. With a slack of less than
+one pair a rank nothing is chosen here: then pulls over all ranks (``foremoe.planner.draft``) do
+it at once.
 """
 
 from typing import NamedTuple
@@ -79,7 +81,7 @@ def between_nodes(
             ranks // nodes,
             threshold[layer],
         )
-        if spare_slots > 0 and tokens.max() > threshold[layer]:
+        if spare_slots > 0 and tokens.max() > threshold[layer] and _slack(state) >= ranks:
             _near_tokens(state, worth[layer])
             _even_nodes(state)
     return replica_expert, quota

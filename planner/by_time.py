@@ -20,7 +20,7 @@ from foremoe.planner.problem import StageProblem
 from foremoe.planner.split import split_by_source
 
 # (target, whether pairs that then stay in their node pay for copies), on one node and on several
-ONE_NODE = ((None, True), (1.02, True), (1.05, True), (1.1, True))
+ONE_NODE = ((None, True), (1.02, True), (1.1, True))
 NODES = ((1.02, True), (None, False), (1.05, False), (1.2, False))
 
 

@@ -1,9 +1,9 @@
 """One micro-step planned alone: replicas between nodes, then inside nodes, then the split.
 
-Each level is a module of its own with its formulation: ``between_nodes``, ``replicas`` and
-``split``. Here they are put in order. On several nodes the threshold is the goal, or without one
-the certificate: the best there could be. A layer whose levels do not reach it is planned over all
-ranks alike, and then once more by level at the threshold that this found.
+Each level is a module of its own with its formulation: ``between_nodes``, ``inside_nodes`` (on one
+node ``replicas``) and ``split``. Here they are put in order. On several nodes the threshold is the
+goal, or without one the certificate: the best there could be. A layer whose levels do not reach it
+is planned over all ranks alike, and then once more by level at the threshold that this found.
 """
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from foremoe.planner.between_nodes import between_nodes
 from foremoe.planner.bound import lower_bound
 from foremoe.planner.goal import goal_tokens
+from foremoe.planner.inside_nodes import inside_nodes
 from foremoe.planner.plan import Plan, placed_tokens
 from foremoe.planner.problem import StageProblem, Topology
-from foremoe.planner.replicas import choose_replicas, inside_nodes
+from foremoe.planner.replicas import choose_replicas
 from foremoe.planner.split import split_by_source
 
 # A copy across nodes has to keep this share of a rank's mean pairs in their node.

@@ -61,7 +61,10 @@ def _by_level(blank: Callable[[], Draft], threshold: int, nodes: Nodes) -> Draft
     best = None
     if blank().spare_slots == 0:
         return None
+    rounding = _slack(blank(), threshold) < nodes.topology.ranks
     for quarters in RULES:
+        if rounding and quarters:
+            continue
         draft = blank()
         if quarters:
             between_nodes(draft, threshold, nodes)

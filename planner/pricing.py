@@ -50,15 +50,21 @@ def layer_picoseconds(
     for layer in range(layers):
         flow = np.zeros((ranks, ranks), np.int64)
         weight = np.zeros(experts, np.int64)
+        sent = np.zeros(ranks, np.int64)
+        received = np.zeros(ranks, np.int64)
         for source in range(ranks):
             for expert in range(experts):
-                weight[expert] += load[layer, source, expert]
-                flow[source, home[layer, expert]] += load[layer, source, expert]
+                count = load[layer, source, expert]
+                weight[expert] += count
+                sent[source] += count
+                flow[source, home[layer, expert]] += count
+        for expert in range(experts):
+            received[home[layer, expert]] += weight[expert]
         quota = np.zeros((ranks, slots), np.int64)
         result[layer, 0, 0] = _compute_time(
             weight, home[layer], replica_expert[layer], quota, prices
         )
-        result[layer, 0, 1] = _dispatch_time(flow, ranks_per_node, prices)
+        result[layer, 0, 1] = _dispatch_time(flow, sent, received, ranks_per_node, prices)
         for rank in range(ranks):
             for slot in range(slots):
                 expert = replica_expert[layer, rank, slot]
@@ -68,10 +74,12 @@ def layer_picoseconds(
                         quota[rank, slot] += count
                         flow[source, home[layer, expert]] -= count
                         flow[source, rank] += count
+                    received[home[layer, expert]] -= quota[rank, slot]
+                    received[rank] += quota[rank, slot]
         result[layer, 1, 0] = _compute_time(
             weight, home[layer], replica_expert[layer], quota, prices
         )
-        result[layer, 1, 1] = _dispatch_time(flow, ranks_per_node, prices)
+        result[layer, 1, 1] = _dispatch_time(flow, sent, received, ranks_per_node, prices)
         result[layer, 1, 2] = _exposed_time(
             weight, home[layer], replica_expert[layer], quota, copied[layer], ranks_per_node, prices
         )
@@ -192,15 +200,15 @@ def _unsplit_dispatch_time(
 
 
 @part
-def _dispatch_time(flow: NDArray[np.int64], ranks_per_node: int, prices: Prices) -> int:
-    """Of pairs ``[P_source, P]``: the slowest rank and link class."""
+def _dispatch_time(
+    flow: NDArray[np.int64],
+    sent: NDArray[np.int64],
+    received: NDArray[np.int64],
+    ranks_per_node: int,
+    prices: Prices,
+) -> int:
+    """Of pairs ``[P_source, P]`` and their sums ``[P]``: the slowest rank and link class."""
     ranks = len(flow)
-    sent = np.zeros(ranks, np.int64)
-    received = np.zeros(ranks, np.int64)
-    for source in range(ranks):
-        for rank in range(ranks):
-            sent[source] += flow[source, rank]
-            received[rank] += flow[source, rank]
     slowest = 0
     for rank in range(ranks):
         own = flow[rank, rank]

@@ -9,7 +9,7 @@ from math import floor
 
 from foremoe.planner.problem import Topology
 
-RULES = (2, 4, 0)  # quarters of the slack a match may waste, as in foremoe.planner.replicas
+RULES = (2, 4, 0)  # quarters of the slack a match may waste, as in foremoe.planner.draft
 JUDGE = 0
 
 
