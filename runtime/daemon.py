@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
-from foremoe.planner import packing, policies
+from foremoe.planner import packing, policies, step_homes
 from foremoe.rpc.address import Address, TcpAddress, UnixAddress, parse_address
 from foremoe.rpc.v1 import foresight_pb2, rank_pb2, schedule_pb2, status_pb2
 from foremoe.rpc.v1.foresight_pb2_grpc import add_ForesightServiceServicer_to_server
@@ -70,6 +70,7 @@ def warm_up() -> None:
     """Compile the kernels, or load them from the cache, before anybody waits for a plan."""
     policies.warm_up()
     packing.warm_up()
+    step_homes.warm_up()
     for dtype in ID_DTYPES:  # what arrives on the wire is read-only, another type to numba
         ids = np.zeros((1, 1, 1), dtype)
         ids.setflags(write=False)

@@ -73,14 +73,14 @@ def open_session(
     ``session.move_homes``. Without, homes stay.
 
     Raises InvalidInputError for weights that are not on the CPU, ConflictError on every rank when
-    the daemon refuses one of them.
+    only some have optimizers or the daemon refuses one of them.
     """
     if not homes or homes[0].device.type != "cpu":
         raise InvalidInputError(
             "attach: needs at least one MoE layer with its weights on the CPU; "
             "transports for other devices are not there yet"
         )
-    layout = _layout(homes, group, options)
+    layout = _layout(homes, group, options, moves_homes=bool(optimizers))
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
     client = _client(layout, control_group, options, moves_homes=bool(optimizers))
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
@@ -127,15 +127,20 @@ def _add_gradients(homes: Mapping[int, HomeExperts], returned: Sequence[Returned
 
 
 def _layout(
-    homes: Sequence[HomeExperts], group: dist.ProcessGroup, options: AttachOptions
+    homes: Sequence[HomeExperts],
+    group: dist.ProcessGroup,
+    options: AttachOptions,
+    moves_homes: bool,
 ) -> GroupLayout:
     rank, ranks = dist.get_rank(group), group.size()
     per_node = options.ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    owned: list[list[tuple[int, ...]]] = [[] for _ in range(ranks)]
-    dist.all_gather_object(owned, [home.experts for home in homes], group=group)
-    num_experts = sum(len(experts[0]) for experts in owned)
+    owned: list[tuple[bool, list[tuple[int, ...]]]] = [(False, [])] * ranks
+    dist.all_gather_object(owned, (moves_homes, [home.experts for home in homes]), group=group)
+    if len({moving for moving, _ in owned}) > 1:
+        raise ConflictError("attach: give optimizers on all ranks of the EP group or on none")
+    num_experts = sum(len(experts[0]) for _, experts in owned)
     home = np.full((len(homes), num_experts), -1, np.int32)
-    for owner, layers in enumerate(owned):
+    for owner, (_, layers) in enumerate(owned):
         for position, experts in enumerate(layers):
             home[position, list(experts)] = owner
     return GroupLayout(

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from foremoe.client.controller import ControllerClient
-from foremoe.errors import InvalidInputError
+from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.layer import MoELayer
 from foremoe.training.session import RankSession
-from foremoe.vocabulary import Stage
+from foremoe.vocabulary import DegradedReason, Stage
 from tests.runtime.daemon_process import DaemonProcess
 from tests.training.daemon_workers import announce, wait_connected
 from tests.training.dense import Case
@@ -168,3 +168,37 @@ def _check_guards(trainer: Trainer) -> None:
     ):
         with pytest.raises(InvalidInputError, match=r"session\.homes_as_attached\(\)"):
             forbidden()
+
+
+def homes_that_stay(rank: int, case: Case) -> None:
+    """What cannot move is refused, or run without plans; the session goes on in both cases."""
+    group = dist.group.WORLD
+    assert group is not None
+    layer = make_layer(case, 0, group)
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1)] if rank else []
+    with pytest.raises(ConflictError, match="optimizers on all ranks"):
+        open_session([layer.home_experts()], group, AttachOptions(address=None), optimizers)
+    trainer = Trainer(case, None, moving=False)
+    with pytest.raises(InvalidInputError, match="optimizers="):
+        trainer.session.move_homes(some_homes(case, 1))
+    trainer.session.close()
+
+    trainer = Trainer(case, None, moving=True)
+    session, plans = trainer.session, RandomPlans(case, rank)
+    session._client = plans
+    attached = session.layout.home
+    goal = plans.home = some_homes(case, 1)
+    parameter = trainer.layers[-1].down
+    parameter.grad = torch.ones_like(parameter) if rank else None
+    for home in (attached, goal):  # the optimizer step in between clears the gradient
+        with session.stage(STEP, Stage.UPDATE) as run:
+            with pytest.raises(InvalidInputError, match="leave the stage"):
+                session.move_homes(attached)
+            with session.micro_step(0) as record:
+                forward_backward(case, rank, 0, trainer.layers)
+        assert run.records == [record]
+        assert record.balanced == (home is goal)
+        assert record.degraded_reason == ("" if record.balanced else DegradedReason.OTHER_LAYOUT)
+        assert np.array_equal(session.layout.home, home)
+        trainer.step()
+    session.close()

@@ -58,6 +58,10 @@ def test_ranks_move_experts_to_where_the_daemon_plans_them(tmp_path: Path) -> No
         assert not np.array_equal(home, start)
 
 
+def test_homes_that_cannot_move_stay() -> None:
+    run_ranks(workers.homes_that_stay, 2, Case(seed=61, ranks=2))
+
+
 def step_tokens(case: Case, step: int) -> NDArray[np.int64]:
     """Pairs by micro-step, layer and expert."""
     tokens = np.zeros((case.micro_steps, case.layers, case.experts), np.int64)
