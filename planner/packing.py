@@ -32,7 +32,7 @@ from foremoe.planner.packing_search import search
 from foremoe.planner.problem import MAX_PAIRS, check_homes
 
 PROPOSALS = 4000  # for a sequence
-MOST_WORK = 2**30  # proposals * ranks * layers: a few seconds on one core
+MOST_WORK = 2**30  # proposals * ranks * layers in all: a few seconds on one core
 UNLIMITED = 2**31 - 1
 
 
@@ -52,7 +52,8 @@ class AttentionCost:
         for name in ("alpha", "beta"):
             if not 0 <= getattr(self, name) < inf:
                 raise InvalidInputError(
-                    f"attention {name}: must not be negative, got {getattr(self, name)}"
+                    f"attention {name}: must be a number and not negative, "
+                    f"got {getattr(self, name)}"
                 )
 
     def pairs(self, tokens: NDArray[np.int64], layers: int) -> NDArray[np.int64]:
@@ -61,7 +62,8 @@ class AttentionCost:
         Raises InvalidInputError if they are too many to be counted.
         """
         length = tokens.astype(np.float64)
-        pairs = np.floor(layers * (self.alpha * length + self.beta * (length * length)))
+        with np.errstate(over="ignore"):
+            pairs = np.floor(layers * (self.alpha * length + self.beta * (length * length)))
         if not pairs.sum() < MAX_PAIRS:
             raise InvalidInputError(
                 f"attention: {pairs.sum():.3g} pairs in all, fewer than 2**53 can be packed; "
@@ -221,7 +223,7 @@ def _pack_mini_batch(
         int(start.max()) // ranks + 1,
         problem.token_budget,
         problem.max_sequences,
-        min(PROPOSALS * sequences, MOST_WORK // (ranks * layers)),
+        min(PROPOSALS, MOST_WORK // (ranks * layers * len(problem.tokens))) * sequences,
     )
     cost, bins = packing_cost(pairs, attention, searched), searched
     if cost > min(costs.values()):  # it may end a threshold above where it began
