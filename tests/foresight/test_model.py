@@ -33,25 +33,19 @@ def test_configurations_say_which_layers_route(
     assert (model.num_experts, model.top_k, model.layers) == (experts, top_k, tuple(layers))
 
 
-def test_transformers_own_configurations_agree(tmp_path: Path) -> None:
-    """Against what transformers builds: a layer routes if its MLP has experts."""
+def test_configurations_that_transformers_writes_are_read(tmp_path: Path) -> None:
+    """The file as ``save_pretrained`` leaves it, whatever its defaults add."""
     transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "moe_intermediate_size": 8}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 16}
-    for kind, options in (
-        ("Qwen3Moe", {"num_experts": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}),
-        ("Glm4Moe", {"n_routed_experts": 4, "first_k_dense_replace": 2}),
-        ("Mixtral", {"num_local_experts": 4}),
+    for kind, options, layers in (
+        ("Qwen3Moe", {"num_experts": 4, "decoder_sparse_step": 2, "mlp_only_layers": [3]}, (1,)),
+        ("Glm4Moe", {"n_routed_experts": 4, "first_k_dense_replace": 2}, (2, 3)),
+        ("Mixtral", {"num_local_experts": 4}, (0, 1, 2, 3)),
     ):
         config = getattr(transformers, f"{kind}Config")(
-            num_hidden_layers=4, num_experts_per_tok=2, **sizes, **options
+            num_hidden_layers=4, num_experts_per_tok=2, **options
         )
-        with torch.device("meta"):
-            built = getattr(transformers, f"{kind}Model")(config)
-        routing = [i for i, layer in enumerate(built.layers) if hasattr(layer.mlp, "experts")]
         config.save_pretrained(tmp_path)
-        assert load_model(tmp_path / "config.json") == MoeModel(4, 2, 4, tuple(routing))
+        assert load_model(tmp_path / "config.json") == MoeModel(4, 2, 4, layers)
 
 
 def test_a_layer_axis_is_all_layers_or_those_that_route() -> None:
