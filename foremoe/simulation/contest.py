@@ -2,9 +2,10 @@
 
 ``ahead`` knows the routing before the stage: plans are ready and copies run ahead of their layer.
 ``critical path`` knows it only after the gate, as UltraEP and MoonEP (arXiv 2606.04101): planning
-and copies stand between gate and compute in the forward pass, less what the dispatch hides; the
-backward pass hides its copies. ``given`` gets its copies and moves for nothing, which favours it:
-for no balancing, for EPLB, and for the ideal that force-balances the router.
+and copies stand between gate and compute in the forward pass, as dispatch needs the plan and the
+links that copies need; the backward pass hides its copies. ``given`` gets its copies and moves for
+nothing, which favours it: for no balancing, for EPLB, and for the ideal that force-balances the
+router.
 """
 
 from collections.abc import Callable, Sequence
@@ -145,9 +146,7 @@ class _Gate:
             near / cluster.peer_bytes_per_second, far / cluster.network_bytes_per_second
         )
         copies = (seconds.max(axis=1) * SECOND).astype(np.int64)
-        hidden = passes(machine, plan, backward=False)[0].dispatch // 2
-        planning = CRITICAL_PATH_PLANNING_NS
-        return int(np.maximum(planning + copies - hidden, 0).sum())
+        return int((CRITICAL_PATH_PLANNING_NS + copies).sum())
 
 
 def _forced(load: NDArray[np.int64]) -> NDArray[np.int64]:
