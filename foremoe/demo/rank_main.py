@@ -65,7 +65,7 @@ def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer
         write_model(options, folder / "model")
     dist.barrier()
     model = load_model(options, folder / "model")
-    session, replay = attach(
+    attached = attach(
         model,
         AttachOptions(
             address=address,
@@ -74,7 +74,7 @@ def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer
             plan_wait_seconds=options.plan_wait_seconds,
         ),
     )
-    return Trainer(options, rank, model, session, replay)
+    return Trainer(options, rank, model, attached.session, attached.replay)
 
 
 class _Job:

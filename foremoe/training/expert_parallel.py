@@ -6,7 +6,7 @@ Every rank of the group calls it for the same layer at the same time; their toke
 also be zero.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,8 @@ def run_experts(
     pair_output = pair_output.index_copy(0, pair, output)
     work.forward_done()
     pair_output = pair_output.view(*expert_ids.shape, hidden.shape[-1])
-    return torch.einsum("tk,tkh->th", weights, pair_output)
+    # Routers may weigh in a wider type than the model's.
+    return torch.einsum("tk,tkh->th", weights, pair_output.to(weights.dtype)).to(hidden.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,33 +112,15 @@ def _compute(
     )
     by_slot = torch.argsort(slot_of_row, stable=True)
     counts: list[int] = received.per_slot.sum(dim=0).tolist()
-    segments = received.rows.index_select(0, by_slot).split(counts)
     owned = work.slots.experts_per_rank
-    outputs = _home_outputs(segments[:owned], home, expert)
+    at_home, replicas = counts[:owned], counts[owned:]
+    rows, *foreign = received.rows.index_select(0, by_slot).split([sum(at_home), *replicas])
+    outputs = [expert.at_home(rows, at_home, home)]
     work.acquire()
-    for slot, rows in enumerate(segments[owned:]):
+    for slot, rows in enumerate(foreign):
         if len(rows):
             outputs.append(expert.as_replica(rows, slot, work.acquire))
     return torch.cat(outputs).index_select(0, torch.argsort(by_slot))
-
-
-def _home_outputs(
-    segments: Sequence[Tensor], home: Mapping[str, Tensor], expert: ExpertFunction
-) -> list[Tensor]:
-    """Outputs of the own experts; at least one, so that backward reaches every rank's exchange."""
-    names = list(home)
-    experts = [dict(zip(names, tensors, strict=True)) for tensors in _unbound(home)]
-    outputs = [
-        expert.at_home(rows, weights)
-        for rows, weights in zip(segments, experts, strict=True)
-        if len(rows)
-    ]
-    return outputs or [expert.at_home(segments[0], experts[0])]
-
-
-def _unbound(home: Mapping[str, Tensor]) -> list[tuple[Tensor, ...]]:
-    """One tuple of tensors per expert; unbind's backward is one stack, indexing's is many adds."""
-    return list(zip(*(tensor.unbind(0) for tensor in home.values()), strict=True))
 
 
 class _BackwardEnd(torch.autograd.Function):
