@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -128,7 +129,10 @@ def _train(toy: ToyExperts, staging_bytes: int | None) -> Experts:
         if staging_bytes is not None:
             goal = some_homes(step, toy.group.size())
             expected = np.count_nonzero(goal != toy.home)
-            assert toy.move(goal, staging_bytes=staging_bytes) == expected > 0
+            with patch.object(home_moves, "_allocate", wraps=home_moves._allocate) as allocate:
+                assert toy.move(goal, staging_bytes=staging_bytes) == expected > 0
+            ((taken,),) = [call.args for call in allocate.call_args_list]
+            assert 0 < taken <= staging_bytes
             for row, home in enumerate(toy.homes):
                 assert list(home.experts) == np.flatnonzero(goal[row] == toy.group.rank()).tolist()
         toy.step(step)
