@@ -4,7 +4,13 @@ Each level is a module of its own with its formulation: ``between_nodes``, ``ins
 node ``replicas``) and ``split``. Here they are put in order. On several nodes the threshold is the
 goal, or without one the certificate: the best there could be. A layer whose levels do not reach it
 is planned over all ranks alike, and then once more by level at the threshold that this found.
+
+A copy across nodes has to keep as many pairs in their node as the geometric mean of two averages:
+the pairs of a rank, and the pairs that a node has for an expert. With fewer, copies that pay would
+not be made; with more, copies cross nodes that evening out the ranks does not need.
 """
+
+from math import isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +23,6 @@ from foremoe.planner.plan import Plan, placed_tokens
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.replicas import choose_replicas
 from foremoe.planner.split import split_by_source
-
-# A copy across nodes has to keep this share of a rank's mean pairs in their node.
-WORTH = 4
 
 
 def plan_micro_step(problem: StageProblem, load: NDArray[np.int64], target: float | None) -> Plan:
@@ -89,7 +92,7 @@ def _by_level(
     origin = load.reshape(layers, topology.nodes, topology.ranks_per_node, experts).sum(axis=2)
     expert_tokens = origin.sum(axis=1)
     total = expert_tokens.sum(axis=1)
-    worth = np.maximum(total // (WORTH * ranks), 1) if keep_near else total + 1
+    worth = np.maximum(total // isqrt(ranks * origin[0].size), 1) if keep_near else total + 1
     replica_expert, quota = between_nodes(origin, home, threshold, worth, ranks, spare_slots)
     reached = inside_nodes(origin, expert_tokens, home, threshold, worth, replica_expert, quota)
     return replica_expert, quota, reached

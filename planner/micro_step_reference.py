@@ -5,11 +5,11 @@ all that one node needs are in ``foremoe.planner.reference``.
 """
 
 from collections.abc import Callable, Iterator
+from math import isqrt
 
 import numpy as np
 
 from foremoe.planner import reference
-from foremoe.planner.micro_step import WORTH
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.reference import RULES, Draft, Nodes, attempt
@@ -40,7 +40,9 @@ def plan_layer(
         for start in range(0, topology.ranks, width)
     ]
     total = sum(weight.values())
-    worth = max(total // (WORTH * topology.ranks), 1) if keep_near else total + 1
+    worth = total + 1
+    if keep_near:
+        worth = max(total // isqrt(topology.ranks * topology.nodes * len(home)), 1)
     nodes = Nodes(topology, origin, worth)
 
     def blank() -> Draft:

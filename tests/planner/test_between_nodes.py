@@ -1,12 +1,18 @@
 """What crosses nodes: pairs that stay near are worth copies, and nodes are evened out."""
 
+import dataclasses
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from foremoe.planner.between_nodes import between_nodes
-from foremoe.planner.plan import placed_tokens
-from foremoe.planner.problem import StageProblem
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.imbalance import imbalance
+from foremoe.planner.plan import Plan, placed_tokens
+from foremoe.planner.policies import POLICIES
+from foremoe.planner.problem import StageProblem, Topology
 from tests.planner.problems import problems
 
 HOME = np.array([[0, 0, 1, 1, 2, 2, 3, 3]], np.int32)  # four ranks, two nodes
@@ -45,6 +51,46 @@ def test_balanced_layers_are_left_alone() -> None:
     expert, quota = chosen([[10] * 8, [10] * 8], threshold=40, worth=1)
     assert (expert == -1).all()
     assert (quota == 0).all()
+
+
+@pytest.mark.parametrize("peer", ["greedy", "alias"])
+@pytest.mark.parametrize("spare_slots", [1, 2])
+def test_less_crosses_nodes_than_under_a_peer_of_the_same_balance(
+    peer: str, spare_slots: int
+) -> None:
+    """Eight nodes of eight ranks with one sequence each, spread around a common heat."""
+    generator = np.random.default_rng(0)
+    heat = 36 * generator.dirichlet(np.full(128, 0.7), 2)
+    load = [[generator.multinomial(4096, generator.dirichlet(h)) for _ in range(64)] for h in heat]
+    problem = StageProblem(
+        load=np.array([load]),
+        home=contiguous_homes(2, 128, 64),
+        mini_batch=np.zeros(1, np.int32),
+        topology=Topology(64, 8),
+        spare_slots=spare_slots,
+    )
+    (other,) = POLICIES[peer](problem)
+    target = float(imbalance(other.rank_tokens()).mean())
+    (plan,) = POLICIES["foremoe"](dataclasses.replace(problem, target=target))
+    assert imbalance(plan.rank_tokens()).mean() <= target
+    copies, pairs = crossing(plan)
+    other_copies, other_pairs = crossing(other)
+    assert 0 < copies < other_copies
+    assert pairs < other_pairs
+
+
+def crossing(plan: Plan, ranks_per_node: int = 8) -> tuple[int, int]:
+    """Replicas outside their home's node, and pairs computed outside the node of their source."""
+    layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
+    expert = plan.replica_expert[layer, rank, slot]
+    node, owner = rank // ranks_per_node, plan.home[layer, expert] // ranks_per_node
+    served = plan.replica_tokens[layer, :, rank, slot]  # [replicas, sources]
+    source = np.arange(served.shape[1]) // ranks_per_node
+    left = plan.load.copy()
+    np.subtract.at(left, (layer, slice(None), expert), served)
+    far = (plan.home // ranks_per_node)[:, None, :] != source[:, None]  # [L, sources, E]
+    pairs = served[source != node[:, None]].sum() + left[far].sum()
+    return int(np.count_nonzero(node != owner)), int(pairs)
 
 
 @settings(max_examples=100, deadline=None)
