@@ -9,11 +9,10 @@ import argparse
 import json
 import signal
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
 from foremoe.client.controller import ControllerClient
 from foremoe.commands.daemon_address import add_address
@@ -21,6 +20,7 @@ from foremoe.commands.top_screen import Screen, throughput
 from foremoe.errors import InvalidInputError, UnavailableError
 from foremoe.rpc.status import RuntimeStatus
 
+FILE_WIDTH = 160
 EXAMPLE = "foremoe top --socket /tmp/foremoe/runtime.sock --once --json"
 
 
@@ -44,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Watch until Ctrl-C, or print once."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
     if options.json and not options.once:
         raise InvalidInputError("--json: needs --once")
     if not 0.05 <= options.interval <= 3600:
@@ -73,7 +75,7 @@ def as_json(status: RuntimeStatus) -> dict[str, object]:
 def _watch(client: ControllerClient, console: Console, options: argparse.Namespace) -> int:
     wake = threading.Event()
     signal.signal(signal.SIGWINCH, lambda *_: wake.set())  # draw anew at once
-    screen = Screen(client.status(), options.ep_group)
+    screen = Screen(client.status(), options.ep_group, fit=True)
     with Live(screen, console=console, screen=True, auto_refresh=False) as live:
         try:
             while True:
@@ -81,9 +83,9 @@ def _watch(client: ControllerClient, console: Console, options: argparse.Namespa
                 wake.wait(options.interval)
                 wake.clear()
                 try:
-                    screen = Screen(client.status(), options.ep_group)
+                    screen = Screen(client.status(), options.ep_group, fit=True)
                 except UnavailableError as error:
-                    screen = screen.with_notice(Text(f"{error} (trying again)", style="bold red"))
+                    screen = replace(screen, notice=f"trying again: {error}")
                 live.update(screen)
         except KeyboardInterrupt:
             return 0

@@ -1,7 +1,7 @@
 """What ``foremoe top`` shows, cut to the height and width of the terminal."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from rich.columns import Columns
@@ -20,6 +20,8 @@ from foremoe.rpc.status import (
 
 STEPS = 5
 LEAST_ROWS = 3
+GAP = 4
+NORMAL, WIDE = 78, 100  # columns of a terminal
 PATHS = ("host", "peer", "gradient")
 _MIB = float(1 << 20)
 
@@ -34,42 +36,46 @@ def throughput(stage: StageStatus) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Screen:
-    """One status to look at; ep_group is whose layers and ranks are shown, None for the worst."""
+    """One status to look at.
+
+    ep_group: whose layers and ranks are shown, None for the group that is balanced worst.
+    fit: leave out what is higher than the terminal. notice: why there are no newer figures.
+    """
 
     status: RuntimeStatus
     ep_group: str | None = None
-    notice: Text | None = None
-
-    def with_notice(self, notice: Text) -> "Screen":
-        """The same figures and why there are no newer ones."""
-        return replace(self, notice=notice)
+    fit: bool = False
+    notice: str | None = None
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
-        yield self.notice or _heading(self.status)
-        fixed = [_stages(self.status), _steps(self.status)]
-        yield from fixed
-        focus = _focus(self.status, self.ep_group)
+        width, height = options.max_width, options.max_height if self.fit else None
+        groups = sorted(self.status.ep_groups, key=_worst, reverse=True)
+        stages = _stages(groups, width, limit=height and height // 4)
+        steps = _steps(self.status)
+        yield _heading(self.status) if self.notice is None else _line(self.notice, "bold red")
+        yield stages
+        yield from steps
+        focus = next((g for g in groups if self.ep_group in (None, g.ep_group) and g.latest), None)
         if focus is None:
-            yield Text("no EP group has a plan yet", style="dim")
+            yield Text("no plan has been made yet", style="dim")
             return
-        rows = 1 << 30
-        if options.height is not None:
-            used = 2 + sum(table.row_count + 4 for table in fixed)
-            rows = max(options.height - used - 5, LEAST_ROWS)
-        yield _side_by_side(_layers(focus, rows), _ranks(focus, rows), options.max_width)
+        left = None if height is None else height - 1 - _height(stages) - len(steps)
+        yield _layers_and_ranks(focus, width, left)
 
 
 def _heading(status: RuntimeStatus) -> Text:
-    return Text(
+    return _line(
         f"foremoe {status.version}  pid {status.pid}  up {_duration(status.uptime_seconds)}  "
         f"{status.stored_bytes / _MIB:.1f} of {status.stored_bytes_limit / _MIB:.0f} MiB held  "
         f"{sum(group.streaming for group in status.ep_groups)} plan streams",
-        style="bold",
-        overflow="ellipsis",
-        no_wrap=True,
+        "bold",
     )
+
+
+def _line(text: str, style: str = "") -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _duration(seconds: float) -> str:
@@ -78,9 +84,15 @@ def _duration(seconds: float) -> str:
 
 
 def _table(title: str, *left: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=_line(title, "bold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for heading in left:
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        table.add_column(heading, overflow="ellipsis", min_width=4)
     return table
 
 
@@ -90,42 +102,48 @@ def _right(table: Table, *headings: str) -> Table:
     return table
 
 
-def _stages(status: RuntimeStatus) -> Table:
-    """The last stage of each kind, by EP group."""
-    table = _right(
-        _table("last stages", "EP group", "ranks", "stage"),
-        *("step", "seconds", "imbalance", "exposed", *(f"{path} MiB/s" for path in PATHS)),
-        *("degraded", "misses"),
-    )
-    for group in status.ep_groups:
-        ranks = f"{group.streaming}/{group.ranks}"
-        if not group.latest:
-            table.add_row(group.ep_group, ranks, "-")
-        for detail in group.latest:
-            stage, speed = detail.status, throughput(detail.status)
-            table.add_row(
-                group.ep_group,
-                ranks,
-                stage.stage,
-                str(detail.step),
-                f"{stage.seconds:.2f}",
-                _imbalance(
-                    stage.imbalance_before, stage.imbalance_measured or stage.imbalance_after
-                ),
-                f"{stage.exposed_seconds * 1e3:.1f} ms",
-                *(f"{speed.get(path, 0.0) / _MIB:.1f}" for path in PATHS),
-                f"{stage.degraded}/{stage.micro_steps}",
-                str(stage.agreement_misses),
-            )
+def _height(table: Table) -> int:
+    return table.row_count + 2  # title and headings
+
+
+def _stages(groups: list[EpGroupStatus], width: int, limit: int | None) -> Table:
+    """The last stage of each kind, by EP group; a narrow terminal has not all columns."""
+    lines = [(group, detail) for group in groups for detail in group.latest]
+    title = "last stages, paths in MiB/s"
+    if limit is not None and len(lines) > limit:
+        title += f", worst {limit} of {len(lines)}"
+    table = _table(title, "group")
+    table.add_column("stage", no_wrap=True, min_width=9)
+    _right(table, "imbalance", "exposed", *PATHS)
+    if width >= NORMAL:
+        _right(table, "degraded", "misses")
+    if width >= WIDE:
+        _right(table, "ranks", "step", "seconds")
+    for group, detail in lines[:limit]:
+        stage, speed = detail.status, throughput(detail.status)
+        cells: list[str | Text] = [
+            group.ep_group,
+            stage.stage,
+            _imbalance(stage.imbalance_before, _stage_after(detail)),
+            _milliseconds(stage.exposed_seconds),
+            *(f"{speed.get(path, 0.0) / _MIB:.1f}" for path in PATHS),
+            f"{stage.degraded}/{stage.micro_steps}",
+            str(stage.agreement_misses),
+            f"{group.streaming}/{group.ranks}",
+            str(detail.step),
+            f"{stage.seconds:.2f}",
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 
-def _steps(status: RuntimeStatus) -> Table:
+def _steps(status: RuntimeStatus) -> list[Text]:
     """The newest steps, newest last."""
-    table = _table("steps", "step", "state", "stages planned, reported")
-    for step in (*status.released, *status.steps)[-STEPS:]:
-        table.add_row(str(step.step), step.state, _progress(step))
-    return table
+    lines = [
+        _line(f"{step.step:>6} {step.state:10} {_progress(step)}")
+        for step in (*status.released, *status.steps)[-STEPS:]
+    ]
+    return [_line("steps: plans made, micro-steps reported", "bold"), *lines]
 
 
 def _progress(step: StepStatus) -> str:
@@ -137,29 +155,36 @@ def _progress(step: StepStatus) -> str:
     )
 
 
-def _focus(status: RuntimeStatus, ep_group: str | None) -> EpGroupStatus | None:
-    """The named group, or the one whose last stage is balanced worst."""
-    groups = [group for group in status.ep_groups if group.latest]
-    if ep_group is not None:
-        groups = [group for group in groups if group.ep_group == ep_group]
-    return max(groups, key=lambda group: max(map(_stage_after, group.latest)), default=None)
+def _worst(group: EpGroupStatus) -> float:
+    return max(map(_stage_after, group.latest), default=0.0)
 
 
 def _stage_after(detail: StageDetail) -> float:
     return detail.status.imbalance_measured or detail.status.imbalance_after
 
 
-def _layers(group: EpGroupStatus, rows: int) -> Table:
+def _layers_and_ranks(group: EpGroupStatus, width: int, height: int | None) -> RenderableType:
+    """Beside each other where there is room, else below each other."""
+    rows = None if height is None else max(height - 2, LEAST_ROWS)
+    layers, ranks = _layers(group, rows), _ranks(group, rows)
+    measure = Console(width=width).measure
+    if measure(layers).maximum + measure(ranks).maximum + GAP <= width:
+        return Columns([layers, ranks], padding=(0, GAP))
+    if rows is None:
+        return Group(layers, ranks)
+    ranks = _ranks(group, LEAST_ROWS)
+    room = rows - _height(ranks)
+    return Group(_layers(group, room), ranks) if room >= LEAST_ROWS else layers
+
+
+def _layers(group: EpGroupStatus, rows: int | None) -> Table:
     """Imbalance before and after by layer; the worst layers if there is no room for all."""
     stages = [detail.status.stage for detail in group.latest]
     by_stage = [detail.layers for detail in group.latest]
     lines = list(zip(*by_stage, strict=True))
     shown = sorted(lines, key=lambda line: max(map(_after, line)), reverse=True)[:rows]
-    left_out = len(lines) - len(shown)
-    title = f"imbalance of {group.ep_group} by layer"
-    if left_out:
-        title += f", {left_out} better ones left out"
-    table = _right(_table(title), "layer")
+    what = f"worst {len(shown)} of {len(lines)} layers" if len(shown) < len(lines) else "layers"
+    table = _right(_table(f"imbalance of {what} of {group.ep_group}"), "layer")
     for stage in stages:
         _right(table, str(stage), "exposed")
     for line in sorted(shown, key=lambda line: line[0].layer):
@@ -168,7 +193,7 @@ def _layers(group: EpGroupStatus, rows: int) -> Table:
             for layer in line
             for cell in (
                 _imbalance(layer.imbalance_before, _after(layer)),
-                f"{layer.exposed_seconds * 1e3:.1f} ms",
+                _milliseconds(layer.exposed_seconds),
             )
         ]
         table.add_row(str(line[0].layer), *cells)
@@ -179,7 +204,7 @@ def _after(layer: LayerStatus) -> float:
     return layer.imbalance_measured or layer.imbalance_after
 
 
-def _ranks(group: EpGroupStatus, rows: int) -> Table:
+def _ranks(group: EpGroupStatus, rows: int | None) -> Table:
     """The ranks that computed most in each stage: the others wait for them."""
     table = _table(f"slowest ranks of {group.ep_group}")
     for detail in group.latest:
@@ -195,7 +220,7 @@ def _ranks(group: EpGroupStatus, rows: int) -> Table:
                 else (
                     f"rank {rank.rank}",
                     f"{rank.relative_load:.3f}",
-                    f"{rank.exposed_seconds * 1e3:.1f} ms",
+                    _milliseconds(rank.exposed_seconds),
                 )
             )
         ]
@@ -208,7 +233,5 @@ def _imbalance(before: float, after: float) -> Text:
     return Text.assemble(f"{before:.3f} -> ", (f"{after:.3f}", style))
 
 
-def _side_by_side(left: Table, right: Table, width: int) -> RenderableType:
-    console = Console(width=width)
-    needed = sum(console.measure(table).maximum for table in (left, right)) + 4
-    return Columns([left, right], padding=(0, 4)) if needed <= width else Group(left, right)
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms"
