@@ -25,6 +25,11 @@ def attach(
         from foremoe.integrations import transformers
 
         return transformers.attach(model, options, optimizers)
+    moe_layer = "megatron.core.transformer.moe.moe_layer"
+    if any(_is_a(module, moe_layer, "MoELayer") for module in model.modules()):
+        from foremoe.integrations import megatron
+
+        return megatron.attach(model, options, optimizers)
     raise InvalidInputError(
         f"foremoe: no adapter knows a {type(model).__name__}; for a model of your own see "
         "foremoe/training/layer.py"

@@ -59,10 +59,7 @@ def run_experts(
     weights: ``[T, K]``. home: this rank's own experts, each tensor ``[E / P, ...]``.
     expert: what one of them computes. Returns ``[T, H]``.
     """
-    if torch.is_grad_enabled() and not hidden.requires_grad:
-        # Backward must reach the replicas, whose weights autograd does not know.
-        hidden = hidden.detach().requires_grad_()
-    hidden = _BackwardEnd.apply(hidden, work.backward_done)  # type: ignore[no-untyped-call]
+    hidden = when_backward_ends(hidden, work.backward_done)
     pair, code = work.table.destinations(expert_ids.reshape(-1))
     received = dispatch(hidden, pair // expert_ids.shape[-1], code, work.slots, group)
     work.computed(len(received.rows))
@@ -74,6 +71,15 @@ def run_experts(
     pair_output = pair_output.view(*expert_ids.shape, hidden.shape[-1])
     # Routers may weigh in a wider type than the model's.
     return torch.einsum("tk,tkh->th", weights, pair_output.to(weights.dtype)).to(hidden.dtype)
+
+
+def when_backward_ends(hidden: Tensor, done: Callable[[], None]) -> Tensor:
+    """A layer's input ``[..., H]``, to be used in its place: its backward calls ``done``."""
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        # Backward must reach the replicas, whose weights autograd does not know.
+        hidden = hidden.detach().requires_grad_()
+    marked: Tensor = _BackwardEnd.apply(hidden, done)  # type: ignore[no-untyped-call]
+    return marked
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,7 +178,7 @@ def _train_moving(rank: int, folder: Path, ranks: int, moving: bool) -> dict[str
         optimizer.step()
         optimizer.zero_grad()
     if moving:
-        with pytest.raises(InvalidInputError, match="homes_as_attached"):
+        with pytest.raises(InvalidInputError, match="homes_in_order"):
             model.state_dict()
     attached.detach()
     weights = {name: t.full_tensor().clone() for name, t in model.state_dict().items()}

@@ -1,0 +1,64 @@
+"""Unmodified Megatron-Core 0.16.1 MoE layers on ForeMoE: its own outputs and ``main_grad``."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+
+from tests.integrations import megatron_workers as workers
+from tests.processes import run_ranks
+
+
+def installed() -> str:
+    try:
+        return version("megatron-core")
+    except PackageNotFoundError:
+        return "none"
+
+
+pytestmark = pytest.mark.skipif(
+    not installed().startswith("0.16."),
+    reason=f"needs megatron-core 0.16 (pip install 'foremoe[megatron]'), found {installed()}",
+)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "dispatcher", "own_replay"),
+    [(2, "alltoall", True), (2, "allgather", False), (4, "alltoall", False)],
+)
+def test_balanced_layers_equal_megatron_alone(
+    ranks: int, dispatcher: str, own_replay: bool
+) -> None:
+    for result in run_ranks(workers.train, ranks, ranks, dispatcher, own_replay):
+        assert result["same checkpoint"]
+        alone = result["alone"]
+        for run, output_exact, exact in (
+            ("at home", True, False),
+            ("balanced", False, False),
+            ("detached", True, True),
+        ):
+            outputs, gradients = result[run]
+            for own, expected in zip(outputs, alone[0], strict=True):
+                assert_close(own[0], expected[0], output_exact)
+                assert_close(own[1], expected[1], exact)
+            for name, expected in alone[1].items():
+                assert_close(gradients[name], expected, exact)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, exact: bool) -> None:
+    """Bit for bit, or to the rounding of sums and products taken in another order."""
+    tolerance = 0.0 if exact else 1e-6 * float(expected.abs().max())
+    assert torch.allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def test_router_replay_records_and_replays_as_ever() -> None:
+    for result in run_ranks(workers.record_and_replay, 2, 2):
+        assert result["left to replay"] == 0
+        assert all(value for name, value in result.items() if name != "left to replay"), result
+
+
+def test_what_is_not_supported_is_refused() -> None:
+    for messages in run_ranks(workers.refusals, 2, 2):
+        assert "moe_router_fusion is not supported" in messages[0]
+        assert "tokens must not be dropped" in messages[1]
+        assert "pipeline parallelism" in messages[2]
