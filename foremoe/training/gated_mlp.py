@@ -1,44 +1,57 @@
 """The gated MLP of one expert: ``down(silu(gate(x)) * up(x))``, forward and backward by hand.
 
-Home experts run ``forward`` under autograd. Replicas run it without, and later ``backward``:
-autograd would keep the slot's tensor itself, which may hold another expert by then.
+By hand, because autograd would keep the weights of a replica's slot, which may hold another expert
+by the time of backward, and would put the weight gradients of stacked experts together by copying.
 
 Shapes: x ``[T, H]``, gate_up ``[2I, H]`` (gate rows first), down ``[H, I]``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Weights = Mapping[str, Tensor]
+Product = Callable[[Tensor, Tensor, Tensor], None]
 
-def forward(x: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The output ``[T, H]`` and the pre-activation ``[T, 2I]`` that backward needs."""
+
+def forward(x: Tensor, weights: Weights, out: Tensor) -> Tensor:
+    """Writes the output to ``out [T, H]``; returns the pre-activation ``[T, 2I]`` for backward."""
     gate_up = F.linear(x, weights["gate_up"])
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, weights["down"]), gate_up
+    torch.mm(F.silu(gate).mul_(up), weights["down"].t(), out=out)
+    return gate_up
 
 
 def backward(
     gradient: Tensor,
     x: Tensor,
     gate_up: Tensor,
-    weights: Mapping[str, Tensor],
-    weight_gradients: Mapping[str, Tensor],
-) -> Tensor:
-    """Adds to ``weight_gradients`` (shaped as the weights, any dtype); returns x's gradient."""
+    weights: Weights,
+    weight_gradients: Weights,
+    product: Product,
+    out: Tensor,
+) -> None:
+    """Writes x's gradient to ``out``, and by ``product``, one of those below, the weights'."""
     gate, up = gate_up.chunk(2, dim=-1)
     activated = F.silu(gate)
-    _add_product(weight_gradients["down"], gradient, activated * up)
-    hidden_gradient = gradient @ weights["down"]
-    gate_gradient = torch.ops.aten.silu_backward(hidden_gradient * up, gate)
-    gate_up_gradient = torch.cat([gate_gradient, hidden_gradient * activated], dim=-1)
-    _add_product(weight_gradients["gate_up"], gate_up_gradient, x)
-    return gate_up_gradient @ weights["gate_up"]
+    hidden = gradient @ weights["down"]
+    gate_up_gradient = torch.empty_like(gate_up)
+    gate_gradient, up_gradient = gate_up_gradient.chunk(2, dim=-1)
+    torch.mul(hidden, activated, out=up_gradient)
+    product(weight_gradients["down"], gradient, activated.mul_(up))
+    torch.ops.aten.silu_backward.grad_input(hidden.mul_(up), gate, grad_input=gate_gradient)
+    product(weight_gradients["gate_up"], gate_up_gradient, x)
+    torch.mm(gate_up_gradient, weights["gate_up"], out=out)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def set_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total = left.T @ right."""
+    torch.mm(left.t(), right, out=total)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left.T @ right; ``total`` may be wider than the factors."""
     if total.dtype == left.dtype:
         total.addmm_(left.t(), right)

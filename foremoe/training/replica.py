@@ -17,7 +17,8 @@ class _ReplicaMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, slot: int, acquire: Acquire) -> Tensor:
         replica = acquire()[slot]
-        output, pre_activation = gated_mlp.forward(rows, replica.weights)
+        output = torch.empty_like(rows)
+        pre_activation = gated_mlp.forward(rows, replica.weights, output)
         ctx.save_for_backward(rows, pre_activation)
         ctx.slot, ctx.acquire, ctx.content = slot, acquire, replica.content
         return output
@@ -28,8 +29,15 @@ class _ReplicaMlp(torch.autograd.Function):
         replica: Replica = ctx.acquire()[ctx.slot]
         replica.check_held(ctx.content)
         assert replica.gradients is not None, "a forward-only slot cannot run backward"
-        rows_gradient = gated_mlp.backward(
-            gradients[0], rows, pre_activation, replica.weights, replica.gradients
+        rows_gradient = torch.empty_like(rows)
+        gated_mlp.backward(
+            gradients[0],
+            rows,
+            pre_activation,
+            replica.weights,
+            replica.gradients,
+            gated_mlp.add_product,
+            rows_gradient,
         )
         return rows_gradient, None, None
 

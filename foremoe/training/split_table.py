@@ -54,17 +54,17 @@ class SplitTable:
         quota: NDArray[np.int64] | None = None,
     ) -> None:
         """``home [E]``; ``replica_expert [P, R]`` and this rank's ``quota [P, R]``, or neither."""
-        experts = len(home)
-        hosts: list[list[tuple[int, int]]] = [[] for _ in range(experts)]
+        hosts: dict[int, list[tuple[int, int]]] = {}
         if replica_expert is not None and quota is not None:
             for rank, slot in zip(*np.nonzero((replica_expert >= 0) & (quota > 0)), strict=True):
                 target = int(rank) * slots.per_rank + slots.experts_per_rank + int(slot)
-                hosts[replica_expert[rank, slot]].append((int(quota[rank, slot]), target))
-        width = max(map(len, hosts), default=0)
-        limit = np.zeros((experts, width), np.int64)
-        code = np.empty((experts, width + 1), np.int64)
+                replicas = hosts.setdefault(int(replica_expert[rank, slot]), [])
+                replicas.append((int(quota[rank, slot]), target))
+        width = max(map(len, hosts.values()), default=0)
+        limit = np.zeros((len(home), width), np.int64)
+        code = np.empty((len(home), width + 1), np.int64)
         code[:] = (home * slots.per_rank + local_indices(home, slots.ranks))[:, None]
-        for expert, replicas in enumerate(hosts):
+        for expert, replicas in hosts.items():
             served = 0
             for column, (count, target) in enumerate(replicas):
                 served += count
@@ -82,6 +82,10 @@ class SplitTable:
         its global slot code, sorted by code and then by position.
         """
         limit, code = self._limit.to(expert_ids.device), self._code.to(expert_ids.device)
+        if not limit.shape[1]:
+            pair = torch.nonzero(expert_ids >= 0).squeeze(1)
+            codes, order = code[expert_ids[pair], 0].sort(stable=True)
+            return pair[order], codes
         by_expert = torch.argsort(expert_ids, stable=True)
         experts = expert_ids[by_expert]
         kept = experts >= 0
