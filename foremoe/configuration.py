@@ -17,7 +17,8 @@ from foremoe.errors import InvalidInputError
 
 FILE_NAME = "foremoe.toml"
 PREFIX = "FOREMOE_"
-SHARED = {"address": "daemon"}  # destination of options in several commands: their section
+_SHARED = ("address", "tls_cert", "tls_key", "tls_ca", "token_file")
+SHARED = dict.fromkeys(_SHARED, "daemon")  # destination of options in several commands: section
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
@@ -170,6 +171,8 @@ def _converted(action: argparse.Action, raw: Any) -> Any:
     items = raw.split(",") if isinstance(raw, str) else raw
     if not isinstance(items, list):
         raise TypeError(f"expected a list, got {raw!r}")
+    if isinstance(action.nargs, int) and len(items) != action.nargs:
+        raise ValueError(f"expected {action.nargs} values, got {raw!r}")
     return [_one(action, item) for item in items]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from foremoe.cli import CONFIGURED, SHARED, command_parser, main, section_keys
-from foremoe.configuration import Configuration
+from foremoe.cli import CONFIGURED, command_parser, main, section_keys
+from foremoe.configuration import SHARED, Configuration
 from foremoe.errors import InvalidInputError
 from tests.runtime.daemon_process import DaemonProcess, run_foremoe
 from tests.runtime.steps import attached
@@ -144,6 +144,8 @@ def test_all_commands_and_only_they_have_sections(capsys: pytest.CaptureFixture[
         ("[serve]\nmax_steps = true", "[serve] max_steps: expected one value"),
         ("[serve]\npolicy = 'best'", "[serve] policy: 'best' is none of"),
         ("[serve]\nmemory_limit = 'much'", "[serve] memory_limit: 'much' is no size"),
+        ("[plan]\nattention = 3", "[plan] attention: expected a list"),
+        ("[plan]\nattention = [3]", "[plan] attention: expected 2 values"),
         ("[status]\njson = 'perhaps'", "[status] json: expected true or false"),
         ("[serve\n", "is not TOML"),
     ],
@@ -152,8 +154,8 @@ def test_what_is_wrong_in_the_file_is_one_line(
     content: str, text: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "foremoe.toml").write_text(content)
-    command = "status" if "[status]" in content else "serve"
-    error = refusal(capsys, command, "--socket", "/proc/nowhere/s")
+    command = next((name for name in ("plan", "status") if f"[{name}]" in content), "serve")
+    error = refusal(capsys, command)
     assert text in error
     assert "foremoe.toml" in error
     with pytest.raises(SystemExit, match="0"):
@@ -185,6 +187,15 @@ def test_switches_are_words_in_the_environment(text: str, value: bool) -> None:
     configuration = Configuration.load(None, {"FOREMOE_TOP__ONCE": text})
     options, _ = configuration.parse("top", command_parser("top"), [])
     assert options.once is value
+
+
+def test_options_with_several_values_are_lists(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "foremoe.toml").write_text("[plan]\nattention = [1, 0.5]\n")
+    assert shown(capsys, "plan")["plan"]["attention"]["value"] == [1.0, 0.5]
+    monkeypatch.setenv("FOREMOE_PLAN__ATTENTION", "2,0.25")
+    assert shown(capsys, "plan")["plan"]["attention"]["value"] == [2.0, 0.25]
 
 
 def test_variables_of_others_are_left_alone() -> None:

@@ -67,7 +67,11 @@ class DaemonProcess:
         return open_channel(parse_address(self.address))
 
     def __enter__(self) -> Self:
-        return self.wait_serving()
+        try:
+            return self.wait_serving()
+        except BaseException:
+            self.kill()
+            raise
 
     def __exit__(
         self,

@@ -53,8 +53,8 @@ def test_health_follows_the_daemon_to_its_end(folder: Path) -> None:
         assert next(health).status == HealthCheckResponse.NOT_SERVING
         assert fetch(address + "/healthz") == (503, "draining\n")
         assert Scrape(daemon).value("foremoe_draining") == 1
-        for message in (whole[-1], None):
-            messages.put(message)
+        messages.put(whole[-1])
+        messages.put(None)
         assert call.result(timeout=10).sequences_added == 1
         assert daemon.process.wait(timeout=10) == 0
 
