@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from foremoe.client.rank import RankClient, RankRegistration
@@ -80,7 +81,7 @@ def open_session(
             "attach: needs at least one MoE layer with its weights on the CPU; "
             "transports for other devices are not there yet"
         )
-    layout = _layout(homes, group, options, moves_homes=bool(optimizers))
+    layout, in_order = _layout(homes, group, options, moves_homes=bool(optimizers))
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
     client = _client(layout, control_group, options, moves_homes=bool(optimizers))
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
@@ -106,7 +107,13 @@ def open_session(
     if optimizers:
         staging_bytes, wait_seconds = options.move_staging_bytes, options.wait_seconds
         mover = HomeMover(
-            homes, optimizers, layout.home, control_group, staging_bytes, wait_seconds
+            homes,
+            optimizers,
+            layout.home,
+            in_order,
+            control_group,
+            staging_bytes,
+            wait_seconds,
         )
     return RankSession(
         layout,
@@ -131,25 +138,35 @@ def _layout(
     group: dist.ProcessGroup,
     options: AttachOptions,
     moves_homes: bool,
-) -> GroupLayout:
+) -> tuple[GroupLayout, NDArray[np.int32]]:
+    """How the group shares the experts, and int32 ``[L, E]`` how it does by the model's order."""
     rank, ranks = dist.get_rank(group), group.size()
     per_node = options.ranks_per_node or int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    owned: list[tuple[bool, list[tuple[int, ...]]]] = [(False, [])] * ranks
-    dist.all_gather_object(owned, (moves_homes, [home.experts for home in homes]), group=group)
-    if len({moving for moving, _ in owned}) > 1:
+    moving: list[bool] = [False] * ranks
+    dist.all_gather_object(moving, moves_homes, group=group)
+    if any(moving) and not all(moving):
         raise ConflictError("attach: give optimizers on all ranks of the EP group or on none")
-    num_experts = sum(len(experts[0]) for _, experts in owned)
-    home = np.full((len(homes), num_experts), -1, np.int32)
-    for owner, (_, layers) in enumerate(owned):
-        for position, experts in enumerate(layers):
-            home[position, list(experts)] = owner
-    return GroupLayout(
+    home = _shared([one.experts for one in homes], group)
+    in_order = _shared([one.positions for one in homes], group)
+    layout = GroupLayout(
         rank,
         Topology(ranks, min(per_node, ranks)),
         tuple(expert.layer for expert in homes),
         home,
         options.spare_slots,
     )
+    return layout, in_order
+
+
+def _shared(own: Sequence[Sequence[int]], group: dist.ProcessGroup) -> NDArray[np.int32]:
+    """The rank of each expert, int32 ``[L, E]``, from every rank's ``own`` experts by layer."""
+    owned: list[Sequence[Sequence[int]]] = [[]] * group.size()
+    dist.all_gather_object(owned, own, group=group)
+    home = np.full((len(own), sum(len(layers[0]) for layers in owned)), -1, np.int32)
+    for owner, layers in enumerate(owned):
+        for position, experts in enumerate(layers):
+            home[position, list(experts)] = owner
+    return home
 
 
 def _gloo_like(group: dist.ProcessGroup) -> dist.ProcessGroup:

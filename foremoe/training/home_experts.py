@@ -18,7 +18,10 @@ class HomeExperts:
     whose local part is that shape, or one parameter per expert. experts: the global ids of the
     rows, ascending; they change when homes move. gradient_scale: what the trainer multiplies
     gradients by before they reach ``.grad`` (FSDP divides by the number of batches); applied to the
-    replicas' gradients alike. module: whose state dict holds them, guarded while homes are moved.
+    replicas' gradients alike. module: whose state dict holds them.
+
+    positions: the ids that the rows stand for by the model's own order: ``experts`` at first.
+    in_order: whether all ranks' rows of the layer are what they stand for.
     """
 
     layer: int
@@ -26,14 +29,18 @@ class HomeExperts:
     experts: tuple[int, ...]
     gradient_scale: float = 1.0
     module: nn.Module | None = None
+    positions: tuple[int, ...] = field(init=False)
+    in_order: bool = field(init=False)
     _row: dict[int, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.hold(self.experts)
+        self.positions = tuple(self.experts)
+        self.hold(self.experts, in_order=True)
 
-    def hold(self, experts: Sequence[int]) -> None:
+    def hold(self, experts: Sequence[int], in_order: bool) -> None:
         """From now on the rows are ``experts``, ascending."""
         self.experts = tuple(experts)
+        self.in_order = in_order
         self._row = {expert: row for row, expert in enumerate(self.experts)}
 
     def weights(self, expert: int) -> dict[str, Tensor]:

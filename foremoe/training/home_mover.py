@@ -1,8 +1,8 @@
 """A rank's means to move homes, and its guard over what else takes experts by position.
 
 State dicts, checkpoints and weight updates for rollout engines read experts by their position in
-the parameters: rank by rank, row by row, as the model was attached. While homes are others, that
-order is not the logical one, so taking or loading a state dict is refused.
+the parameters: rank by rank, row by row, as the model was built. While homes are others, taking or
+loading a state dict is refused, also after the session has ended.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,18 @@ class HomeMover:
         homes: Sequence[HomeExperts],
         optimizers: Sequence[Optimizer],
         home: NDArray[np.int32],
+        in_order: NDArray[np.int32],
         group: dist.ProcessGroup,
         staging_bytes: int,
         wait_seconds: float,
     ) -> None:
-        """homes: by layer row. optimizers: all that hold state of them. home: int32 ``[L, E]`` now.
+        """homes: by layer row. optimizers: all that hold state of them.
 
-        staging_bytes, wait_seconds: as ``move_experts`` takes them.
+        home: int32 ``[L, E]`` now; in_order: those by the model's own order. staging_bytes,
+        wait_seconds: as ``move_experts`` takes them.
         """
-        self.attached = self.home = home
+        self.home = home
+        self.in_order = in_order
         self._homes = homes
         self._optimizers = optimizers
         self._group = group
@@ -67,16 +70,20 @@ class HomeMover:
             self._wait_seconds,
         )
         self.home = home.copy()
+        for one, row, ordered in zip(self._homes, home, self.in_order, strict=True):
+            owned = np.flatnonzero(row == self._group.rank()).tolist()
+            one.hold(owned, in_order=np.array_equal(row, ordered))
         return moved
 
     def close(self) -> None:
-        """Take the guards away."""
-        for guard in self._guards:
-            guard.remove()
+        """Take the guards away, if nothing is left to guard."""
+        if np.array_equal(self.home, self.in_order):
+            for guard in self._guards:
+                guard.remove()
 
     def _check(self, *_: Any) -> None:
-        if not np.array_equal(self.home, self.attached):
+        if not all(one.in_order for one in self._homes):
             raise InvalidInputError(
                 "state_dict: experts have moved, so positions in the parameters are not logical "
-                "experts; take or load it inside `with session.homes_as_attached():`"
+                "experts; take or load it inside `with session.homes_in_order():`"
             )

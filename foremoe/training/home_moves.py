@@ -48,10 +48,11 @@ def move_experts(
     """Bring this rank's experts from the homes ``old [L, E]`` to ``new [L, E]``, in place.
 
     Collective over ``group`` (gloo), which nothing else uses meanwhile. homes: this rank's experts
-    by layer row; afterwards their rows are the rank's new experts, ascending. optimizers: all that
-    hold state of them. staging_bytes: most memory taken meanwhile; what does not fit goes in
-    further batches, which a failure can tear apart. wait_seconds: how long another rank may take
-    for one expert. Returns how many experts moved, in the whole group.
+    by layer row; afterwards their rows are its new experts, ascending, which the caller tells them
+    by ``hold``. optimizers: all that hold state of them. staging_bytes: most memory taken
+    meanwhile; what does not fit goes in further batches, which a failure can tear apart.
+    wait_seconds: how long another rank may take for one expert. Returns how many experts moved, in
+    the whole group.
 
     Raises on all ranks alike, with nothing changed: InvalidInputError for homes or optimizer state
     that cannot be moved, ConflictError when ranks differ in homes, shapes, dtypes or optimizer
@@ -69,8 +70,6 @@ def move_experts(
     _check_offers(problem, None if mover is None else mover.offer, group)
     assert mover is not None, "a rank with a problem makes all ranks raise"
     mover.run()
-    for row, home in enumerate(homes):
-        home.hold(np.flatnonzero(new[row] == mover.rank).tolist())
     moved = int(np.count_nonzero(old != new))
     log.info(
         "homes moved: %d experts, %d bytes to this rank, %d batches, %.3f s",
@@ -97,7 +96,10 @@ def _check_offers(
     """Raise on all ranks alike when one has a problem, or they would not do the same."""
     gathered: list[tuple[ForemoeError | None, _Offer]] = [(None, _Offer((b"", b"", 0), {}, {}))]
     gathered *= group.size()
-    dist.all_gather_object(gathered, (problem, offer), group=group)
+    try:
+        dist.all_gather_object(gathered, (problem, offer), group=group)
+    except RuntimeError as error:
+        raise _lost(group, _UNCHANGED, error) from error
     for rank, (found, _) in enumerate(gathered):
         if found is not None:
             raise type(found)(f"home moves refused on rank {rank}: {found}")
@@ -162,11 +164,11 @@ class _Mover:
                 staged = self._receive(batch)
                 self._barrier()
             except RuntimeError as error:
-                raise self._lost(_TORN if number else _UNCHANGED, error) from error
+                raise _lost(self._group, _TORN if number else _UNCHANGED, error) from error
             try:
                 self._barrier()
             except RuntimeError as error:
-                raise self._lost(_TORN, error) from error
+                raise _lost(self._group, _TORN, error) from error
             self._commit(staged, [m for m in _flat(batch) if m.source == self.rank])
 
     def _receive(self, batch: Sequence[Round]) -> dict[Move, list[Tensor]]:
@@ -217,10 +219,11 @@ class _Mover:
                 _copy(tensors, state.tensors(after.index(expert)))
             self._owned[row] = after
 
-    def _lost(self, consequence: str, error: RuntimeError) -> TransferError:
-        return TransferError(
-            f"home moves: rank {self.rank} lost another rank ({error}); {consequence}"
-        )
+
+def _lost(group: dist.ProcessGroup, consequence: str, error: RuntimeError) -> TransferError:
+    return TransferError(
+        f"home moves: rank {group.rank()} lost another rank ({error}); {consequence}"
+    )
 
 
 def _shifts(before: Sequence[int], after: Sequence[int]) -> list[tuple[int, int]]:

@@ -209,8 +209,9 @@ class RankSession:
                 "move_homes: this session does not know what belongs to an expert; open it with "
                 "optimizers=[...]"
             )
-        self._refuse_missing_gradients()
-        self._abandon()
+        if not self._failed:  # else only to give the model back, its replicas are void
+            self._refuse_missing_gradients()
+            self._abandon()
         try:
             moved = self._mover.move(home)
         except TransferError:
@@ -218,23 +219,24 @@ class RankSession:
             raise
         if moved:
             self._lay_out(replace(self.layout, home=self._mover.home))
-            self._engine.weights_changed(self.layout.home)
+            if not self._failed:
+                self._engine.weights_changed(self.layout.home)
             if self._client is not None:
                 self._client.homes_moved(self.layout.home)
         return moved
 
     @contextmanager
-    def homes_as_attached(self) -> Iterator[None]:
-        """Inside, experts are where they were at attach; then they go back. On all ranks.
+    def homes_in_order(self) -> Iterator[None]:
+        """Inside, experts are where the model's own order has them; then they go back.
 
-        For what reads or writes experts by position: state dicts of model and optimizer,
-        checkpoints, weights for a rollout engine. Raises as ``move_homes`` does.
+        On all ranks, for what reads or writes experts by position: state dicts of model and
+        optimizer, checkpoints, weights for a rollout engine. Raises as ``move_homes`` does.
         """
         if self._mover is None:
             yield
             return
         home = self.layout.home
-        self.move_homes(self._mover.attached)
+        self.move_homes(self._mover.in_order)
         try:
             yield
         finally:

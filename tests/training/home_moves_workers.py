@@ -83,6 +83,8 @@ class ToyExperts:
         assert self.group is not None
         moved = move_experts(self.homes, [self.optimizer], self.home, home, self.group, **options)
         self.home = home
+        for row, one in enumerate(self.homes):
+            one.hold(np.flatnonzero(home[row] == self.group.rank()).tolist(), in_order=False)
         return moved
 
     def tensors(self) -> list[Tensor]:
@@ -218,6 +220,7 @@ def _spoil(wrong: str, toy: ToyExperts, rank: int) -> tuple[Homes, int]:
 
 
 DEATHS = {  # (class, method, call) before which rank 2 is killed
+    "before the check": (home_moves._Mover, "__init__", 1),
     "before it sends": (home_moves._Mover, "_receive", 1),
     "between two sends": (ExpertState, "tensors", 4),
     "when it has received": (home_moves._Mover, "_barrier", 1),

@@ -22,7 +22,7 @@ from foremoe.vocabulary import DegradedReason, Stage
 from tests.runtime.daemon_process import DaemonProcess
 from tests.training.daemon_workers import announce, wait_connected
 from tests.training.dense import Case
-from tests.training.workers import STEP, RandomPlans, forward_backward, make_layer
+from tests.training.workers import STEP, RandomPlans, forward, forward_backward, make_layer
 
 State = dict[str, Tensor]
 
@@ -42,10 +42,16 @@ class Trainer:
         self.layers: list[MoELayer] = [make_layer(case, i, group) for i in range(case.layers)]
         self.parameters = [p for layer in self.layers for p in layer.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=0.01)
+        self.attach(address, moving)
+
+    def attach(self, address: str | None, moving: bool) -> None:
+        options = AttachOptions(
+            address=address, spare_slots=self.case.spare_slots, plan_wait_seconds=20.0
+        )
         self.session: RankSession = open_session(
             [layer.home_experts() for layer in self.layers],
-            group,
-            AttachOptions(address=address, spare_slots=case.spare_slots, plan_wait_seconds=20.0),
+            self.layers[0].group,
+            options,
             optimizers=[self.optimizer] if moving else [],
         )
         for layer in self.layers:
@@ -102,7 +108,7 @@ def train(rank: int, case: Case, moving: bool) -> dict[str, Any]:
     if moving:
         _check_guards(trainer)
     home = session.layout.home
-    with session.homes_as_attached():
+    with session.homes_in_order():
         state = trainer.state()
     assert session.layout.home is home or np.array_equal(session.layout.home, home)
     gathered = _gather(trainer)
@@ -136,7 +142,7 @@ def follow_the_daemon(rank: int, case: Case, folder: Path, pid: int, moving: boo
         balanced.append(all(record.balanced for record in run.records))
         homes.append(session.layout.home)
         trainer.step()
-    with session.homes_as_attached():
+    with session.homes_in_order():
         state = trainer.state()
     session.close()
     controller.close()
@@ -166,8 +172,51 @@ def _check_guards(trainer: Trainer) -> None:
         lambda: trainer.layers[0].load_state_dict(state),
         lambda: trainer.optimizer.load_state_dict(state),
     ):
-        with pytest.raises(InvalidInputError, match=r"session\.homes_as_attached\(\)"):
+        with pytest.raises(InvalidInputError, match=r"session\.homes_in_order\(\)"):
             forbidden()
+
+
+def attach_again(rank: int, case: Case) -> list[Tensor]:
+    """A micro-step fails with homes moved; what forward gives before, and attached again."""
+    trainer = Trainer(case, None, moving=True)
+    state = trainer.state()
+    outputs = [_forward(trainer, rank)]
+    for back in (False, True):
+        attached = trainer.session.layout.home
+        trainer.session.move_homes(some_homes(case, 1 + back))
+        with pytest.raises(ZeroDivisionError):
+            _fail(trainer, rank)
+        trainer.optimizer.zero_grad()
+        if back:
+            trainer.session.move_homes(attached)
+        trainer.session.close()
+        if not back:
+            _check_guards(trainer)
+        trainer.attach(None, moving=True)
+        assert np.array_equal(trainer.session.layout.home, attached) == back
+        outputs.append(_forward(trainer, rank))
+        with trainer.session.homes_in_order():
+            assert all(torch.equal(tensor, state[n]) for n, tensor in trainer.state().items())
+    trainer.session.close()
+    return outputs
+
+
+def _fail(trainer: Trainer, rank: int) -> None:
+    with trainer.session.stage(STEP, Stage.UPDATE), trainer.session.micro_step(0):
+        forward_backward(trainer.case, rank, 0, trainer.layers)
+        raise ZeroDivisionError
+
+
+def _forward(trainer: Trainer, rank: int) -> Tensor:
+    """Outputs of a balanced micro-step."""
+    session = trainer.session
+    plans = session._client = RandomPlans(trainer.case, rank)
+    plans.home = session.layout.home
+    with torch.no_grad(), session.stage(STEP, Stage.RECOMPUTE), session.micro_step(0) as record:
+        output = forward(trainer.case, rank, 0, trainer.layers)
+    assert record.balanced
+    session._client = None
+    return output
 
 
 def homes_that_stay(rank: int, case: Case) -> None:

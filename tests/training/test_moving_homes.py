@@ -58,6 +58,13 @@ def test_ranks_move_experts_to_where_the_daemon_plans_them(tmp_path: Path) -> No
         assert not np.array_equal(home, start)
 
 
+def test_a_failed_session_leaves_experts_where_they_are_or_brings_them_back() -> None:
+    for outputs in run_ranks(workers.attach_again, 2, Case(seed=62, ranks=2)):
+        assert len(outputs) == 3
+        for output in outputs[1:]:
+            assert torch.allclose(output, outputs[0], rtol=0, atol=TOLERANCE)
+
+
 def test_homes_that_cannot_move_stay() -> None:
     run_ranks(workers.homes_that_stay, 2, Case(seed=61, ranks=2))
 
