@@ -2,7 +2,7 @@
 
 The one definition of an option is its argparse argument. ``--max-steps`` of ``foremoe serve`` is
 the key ``max_steps`` of the section ``[serve]`` in foremoe.toml and FOREMOE_SERVE__MAX_STEPS in the
-environment. The daemon's address, which several commands share, is ``address`` in ``[daemon]``.
+environment. What all need who reach a daemon, its address and credentials, is in ``[daemon]``.
 """
 
 import argparse

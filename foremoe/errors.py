@@ -33,6 +33,10 @@ class UnavailableError(ForemoeError):
     """No runtime answers at the address, or it is shutting down."""
 
 
+class UnauthenticatedError(ForemoeError):
+    """The caller did not show the job's token, or not a certificate that the runtime accepts."""
+
+
 class StaleGenerationError(ForemoeError):
     """A replica's source holds weights of another generation than the one asked for."""
 

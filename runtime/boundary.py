@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from foremoe.errors import ForemoeError, InvalidInputError, UnavailableError
 from foremoe.rpc.codes import CODES
+from foremoe.runtime.access import Access
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +36,13 @@ class Malformed:
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """Guards every call; refuses calls to ForeMoE's services while draining.
+    """Guards every call; refuses calls to ForeMoE's services without access, or while draining.
 
     running, ended: calls to ForeMoE's services; the latter by service, method and status code.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, access: Access) -> None:
+        self._access = access
         self.draining = False
         self.ended: Counter[tuple[str, str, str]] = Counter()
         self.running = 0
@@ -78,13 +80,13 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._enter()
             code = grpc.StatusCode.CANCELLED
             try:
-                if ours and self.draining:
-                    raise UnavailableError("the runtime is draining; try again when it is back")
+                if ours:
+                    self._admit(details, context)
                 response = await _run(behavior, _checked(request), context)
                 code = grpc.StatusCode.OK
                 return response
             except ForemoeError as error:
-                code = CODES[type(error)]
+                code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
                 await context.abort(code, str(error)[:DETAIL_CHARACTERS])
             except grpc.aio.AbortError:
                 raise
@@ -102,6 +104,12 @@ class Boundary(grpc.aio.ServerInterceptor):
         return make_handler(
             guarded, _lenient(handler.request_deserializer), handler.response_serializer
         )
+
+    def _admit(self, details: grpc.HandlerCallDetails, context: Any) -> None:
+        self._access.check_names(context.auth_context())
+        self._access.check_token(details.invocation_metadata)
+        if self.draining:
+            raise UnavailableError("the runtime is draining; try again when it is back")
 
     def _enter(self) -> None:
         self.running += 1

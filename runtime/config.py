@@ -4,15 +4,21 @@ from dataclasses import dataclass
 
 from foremoe.errors import InvalidInputError
 from foremoe.planner.policies import HOME_POLICIES
+from foremoe.rpc.credentials import Credentials
 
 EVENT_LOOPS = ("auto", "uvloop", "asyncio")
+NO_CREDENTIALS = Credentials()
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """One daemon.
 
-    address: unix socket path, or HOST:PORT on a loopback address.
+    address: unix socket path, or HOST:PORT.
+    also_listen: HOST:PORT beside it, for followers and controllers of other nodes.
+    join: HOST:PORT of the leader whose follower this daemon is; None plans itself.
+    credentials: for mutual TLS on every HOST:PORT, without which it must be a loopback address; and
+    the token that every call has to show. allowed_names: of client certificates; none for any.
     memory_limit_bytes: most bytes of foresight, schedules, loads and plans held at any time.
     max_steps: most unreleased steps.
     planning_workers: threads that plan; each plans one stage at a time.
@@ -36,6 +42,10 @@ class RuntimeConfig:
     event_loop: str = "auto"
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
+    also_listen: str | None = None
+    join: str | None = None
+    credentials: Credentials = NO_CREDENTIALS
+    allowed_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("memory_limit_bytes", "max_steps", "planning_workers"):
@@ -55,6 +65,8 @@ class RuntimeConfig:
             raise InvalidInputError(
                 f"metrics_port: must lie in [0, 65535], got {self.metrics_port}"
             )
+        if self.allowed_names and not self.credentials.has_tls:
+            raise InvalidInputError("allowed_names: needs --tls-cert, --tls-key and --tls-ca")
         if self.event_loop not in EVENT_LOOPS:
             raise InvalidInputError(
                 f"event_loop: {self.event_loop!r} is none of {', '.join(EVENT_LOOPS)}"

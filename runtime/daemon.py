@@ -2,12 +2,11 @@
 
 import asyncio
 import importlib.util
-import ipaddress
 import logging
 import os
 import signal
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -20,50 +19,49 @@ from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.planner import packing, policies, step_homes
 from foremoe.rpc.address import Address, TcpAddress, UnixAddress, parse_address
-from foremoe.rpc.v1 import foresight_pb2, rank_pb2, schedule_pb2, status_pb2
-from foremoe.rpc.v1.foresight_pb2_grpc import add_ForesightServiceServicer_to_server
-from foremoe.rpc.v1.rank_pb2_grpc import add_RankServiceServicer_to_server
-from foremoe.rpc.v1.schedule_pb2_grpc import add_ScheduleServiceServicer_to_server
-from foremoe.rpc.v1.status_pb2_grpc import add_StatusServiceServicer_to_server
+from foremoe.rpc.channel import KEEPALIVE_SECONDS
+from foremoe.runtime.access import Access
 from foremoe.runtime.boundary import Boundary
+from foremoe.runtime.certificates import ServerCertificate
 from foremoe.runtime.config import RuntimeConfig
-from foremoe.runtime.coordinator import Coordinator
+from foremoe.runtime.follower import SERVICES, Follower
+from foremoe.runtime.leader import Leader
 from foremoe.runtime.lock import hold_socket
 from foremoe.runtime.metrics import Snapshot
-from foremoe.runtime.planning import PlanningJob, PlanningPool
-from foremoe.runtime.services import (
-    ForesightService,
-    RankService,
-    ScheduleService,
-    Signal,
-    StatusService,
-)
 from foremoe.runtime.side_port import SidePort
 
 log = logging.getLogger(__name__)
 
 MAX_CONCURRENT_CALLS = 4096
 LAST_GRACE_SECONDS = 0.2
-SERVICES = tuple(
-    service.full_name
-    for module in (foresight_pb2, rank_pb2, schedule_pb2, status_pb2)
-    for service in module.DESCRIPTOR.services_by_name.values()
+SILENT_PEER_SECONDS = 30
+_SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # Followers ask whether we are there (rpc.channel); a peer without a word is given up.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_time_ms", SILENT_PEER_SECONDS * 500),
+    ("grpc.keepalive_timeout_ms", SILENT_PEER_SECONDS * 500),
 )
 
 
 def serve(config: RuntimeConfig) -> None:
     """Run the daemon until SIGTERM or SIGINT, then drain.
 
-    Raises InvalidInputError for an address it must not listen at, ConflictError when another
-    daemon is there.
+    Raises InvalidInputError for an address it must not listen at and for credentials it cannot use,
+    ConflictError when another daemon is there.
     """
-    address = parse_address(config.address)
+    addresses = _addresses(config)
     loop_factory = _loop_factory(config.event_loop)
-    with _claim(address):
+    with ExitStack() as claims:
+        for address in addresses:
+            if isinstance(address, UnixAddress):
+                claims.enter_context(hold_socket(Path(address.path)))
         os.umask(0o077)  # the socket is for this user only
-        warm_up()
+        if config.join is None:
+            warm_up()
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(Daemon(config, address).run())
+            runner.run(Daemon(config, addresses).run())
 
 
 def warm_up() -> None:
@@ -78,67 +76,51 @@ def warm_up() -> None:
 
 
 class Daemon:
-    """The server, the services and the coordinator behind them, on one event loop."""
+    """The server, and the leader or follower behind it, on one event loop."""
 
-    def __init__(self, config: RuntimeConfig, address: Address) -> None:
+    def __init__(self, config: RuntimeConfig, addresses: Sequence[Address]) -> None:
         self._config = config
-        self._address = address
+        self._addresses = addresses
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        pool = PlanningPool(
-            policies.POLICIES[self._config.policy],
-            self._config.planning_workers,
-            loop.call_soon_threadsafe,
-        )
-        published = Signal()
-
-        def start_planning(job: PlanningJob) -> None:
-            pool.start(job, coordinator)
-
-        coordinator = Coordinator(self._config, start_planning, published.notify)
-        boundary = Boundary()
-        ranks = RankService(coordinator, published)
-        side_port = self._open_side_port(coordinator, boundary)
-        server, health_service = await self._start_server(boundary, coordinator, ranks, pool)
+        credentials = self._config.credentials
+        boundary = Boundary(Access(credentials.read_token(), self._config.allowed_names))
+        node = Leader(self._config) if self._config.join is None else Follower(self._config)
+        side_port = self._open_side_port(lambda: node.snapshot(boundary))
+        server, health_service = await self._start_server(boundary, node)
         log.info(
-            "serving at %s, pid %d, policy %s, %s",
-            self._address.target,
+            "serving at %s, pid %d, %s, %s",
+            " and ".join(address.target for address in self._addresses),
             os.getpid(),
-            self._config.policy,
+            f"following {self._config.join}"
+            if self._config.join
+            else f"policy {self._config.policy}",
             type(loop).__module__.partition(".")[0],
         )
         await stop.wait()
         log.info("draining for at most %.1f s", self._config.drain_seconds)
         await health_service.enter_graceful_shutdown()
         boundary.draining = True
-        ranks.end_streams()
+        node.end_streams()
         if not await boundary.wait_idle(self._config.drain_seconds):
             log.warning("calls were still running after the drain; they are cancelled")
         await server.stop(LAST_GRACE_SECONDS)
-        for step in list(coordinator.steps):
-            coordinator.release_step(step)
-        pool.close()
+        await node.close()
         if side_port is not None:
             await asyncio.to_thread(side_port.close)
         log.info("stopped")
 
-    def _open_side_port(self, coordinator: Coordinator, boundary: Boundary) -> SidePort | None:
+    def _open_side_port(self, look: Callable[[], Snapshot]) -> SidePort | None:
         if self._config.metrics_port is None:
             return None
         loop = asyncio.get_running_loop()
 
         async def snapshot() -> Snapshot:
-            return Snapshot(
-                coordinator.status(),
-                coordinator.totals(),
-                dict(boundary.ended),
-                boundary.running,
-                boundary.draining,
-            )
+            return look()
 
         host = self._config.metrics_host
         side_port = SidePort(
@@ -147,55 +129,64 @@ class Daemon:
             lambda: asyncio.run_coroutine_threadsafe(snapshot(), loop),
         )
         log.info("metrics at http://%s", TcpAddress(host, side_port.port).target)
-        if not _is_loopback(host):
+        if not TcpAddress(host, 0).is_loopback:
             log.warning("metrics are open, in clear text, to all who can reach %s", host)
         return side_port
 
     async def _start_server(
-        self, boundary: Boundary, coordinator: Coordinator, ranks: RankService, pool: PlanningPool
+        self, boundary: Boundary, node: Leader | Follower
     ) -> tuple[grpc.aio.Server, health.HealthServicer]:
         server = grpc.aio.server(
             interceptors=[boundary],
-            options=[("grpc.so_reuseport", 0)],
+            options=_SERVER_OPTIONS,
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
-        add_ForesightServiceServicer_to_server(ForesightService(coordinator), server)
-        add_ScheduleServiceServicer_to_server(ScheduleService(coordinator, pool), server)
-        add_RankServiceServicer_to_server(ranks, server)
-        add_StatusServiceServicer_to_server(StatusService(coordinator), server)
+        node.add_to(server)
         health_service = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-        names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        for service in SERVICES:
+            await health_service.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+        described = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"])
+        names = [service.full_name for service in described]
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
-        for name in SERVICES:
-            await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
-        try:
-            server.add_insecure_port(self._address.target)
-        except RuntimeError:
-            raise ConflictError(
-                f"cannot listen at {self._address.target}; is another program there?"
-            ) from None
+        for address in self._addresses:
+            try:
+                self._add_port(server, address)
+            except RuntimeError:
+                raise ConflictError(
+                    f"cannot listen at {address.target}; is another program there?"
+                ) from None
         await server.start()
         return server, health_service
 
-
-def _claim(address: Address) -> AbstractContextManager[None]:
-    """The right to listen at the address; refuses what would let strangers in."""
-    if isinstance(address, UnixAddress):
-        return hold_socket(Path(address.path))
-    if not _is_loopback(address.host):
-        raise InvalidInputError(
-            f"refusing to listen at {address.target} without TLS: others could reach it; "
-            "use --socket PATH, or --listen with a loopback address such as 127.0.0.1"
-        )
-    return nullcontext()
+    def _add_port(self, server: grpc.aio.Server, address: Address) -> None:
+        pem = self._config.credentials.read_tls()
+        if isinstance(address, UnixAddress) or pem is None:
+            server.add_insecure_port(address.target)
+        else:
+            certificate = ServerCertificate(self._config.credentials, pem)
+            server.add_secure_port(address.target, certificate.server_credentials())
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _addresses(config: RuntimeConfig) -> tuple[Address, ...]:
+    """Where the daemon listens; refuses what would let strangers in."""
+    given = [config.address] if config.also_listen is None else [config.address, config.also_listen]
+    addresses = tuple(parse_address(text) for text in given)
+    for address in addresses:
+        if isinstance(address, UnixAddress) or config.credentials.has_tls:
+            continue
+        if not address.is_loopback:
+            raise InvalidInputError(
+                f"refusing to listen at {address.target} without TLS: others could reach it; give "
+                "--tls-cert, --tls-key and --tls-ca, or use --socket PATH or a loopback address "
+                "such as 127.0.0.1"
+            )
+        if config.credentials.token_file:
+            raise InvalidInputError(
+                f"refusing to take tokens in clear text at {address.target}; use --socket PATH, or "
+                "give --tls-cert, --tls-key and --tls-ca"
+            )
+    return addresses
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:

@@ -32,7 +32,8 @@ Rows = Iterable[tuple[tuple[str, ...], float]]
 class Snapshot:
     """All that is shown, taken at one moment by the thread that owns it.
 
-    calls: RPCs that have ended, by service, method and status code.
+    calls: RPCs that have ended, by service, method and status code. leader_connected: whether a
+    follower's leader is there; None for a daemon that plans.
     """
 
     status: RuntimeStatus
@@ -40,6 +41,7 @@ class Snapshot:
     calls: Mapping[tuple[str, str, str], int]
     running_calls: int
     draining: bool
+    leader_connected: bool | None = None
 
 
 class RuntimeCollector(Collector):
@@ -75,6 +77,13 @@ def _daemon(snapshot: Snapshot) -> Iterator[Metric]:
          snapshot.running_calls),
     ):  # fmt: skip
         yield _gauge(name, text, [], [((), value)])
+    if snapshot.leader_connected is not None:
+        yield _gauge(
+            "foremoe_leader_connected",
+            "1 while this follower's leader answers.",
+            [],
+            [((), snapshot.leader_connected)],
+        )
     states = [step.state for step in status.steps]
     held = [((state.value,), states.count(state)) for state in StepState if state != "released"]
     yield _gauge("foremoe_steps", "Unreleased steps by state.", ["state"], held)

@@ -17,6 +17,7 @@ from foremoe.planner.packing import AttentionCost
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_async_channel
 from foremoe.rpc.codes import local_error
+from foremoe.rpc.credentials import Credentials
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.proposal import ScheduleProposal, decode_proposal
 from foremoe.rpc.schedule import MicroStepSchedule
@@ -34,15 +35,21 @@ class AsyncControllerClient:
     The channel is opened by the first call; make that after the last fork, in the loop that makes
     all others. Tasks may share a client, each with streams of its own. retry_seconds: how long a
     call waits for a daemon that is not there or restarts, made again and again; all calls are safe
-    to repeat. An upload is not repeated: its caller has the sequences.
+    to repeat. An upload is not repeated: its caller has the sequences. credentials: None takes
+    those that the environment names, if any.
     """
 
     def __init__(
-        self, address: str, timeout_seconds: float = 10.0, retry_seconds: float = 0.0
+        self,
+        address: str,
+        timeout_seconds: float = 10.0,
+        retry_seconds: float = 0.0,
+        credentials: Credentials | None = None,
     ) -> None:
         self._address = parse_address(address)
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds
+        self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
 
     def foresight_stream(
@@ -128,7 +135,7 @@ class AsyncControllerClient:
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
-            self._channel = open_async_channel(self._address)
+            self._channel = open_async_channel(self._address, self._credentials)
         return self._channel
 
     async def _ask(self, service: Callable[..., Any], method: str, request: Any) -> Any:

@@ -17,6 +17,7 @@ from foremoe.planner.packing import AttentionCost
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import close_channel, open_channel
 from foremoe.rpc.codes import local_error
+from foremoe.rpc.credentials import Credentials
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.proposal import (
     ScheduleProposal,
@@ -41,14 +42,20 @@ class ControllerClient:
     within ``timeout_seconds``. Threads may share a client, each with streams of its own.
     retry_seconds: how long a call waits for a daemon that is not there or restarts, made again and
     again; all calls are safe to repeat. An upload is not repeated: its caller has the sequences.
+    credentials: None takes those that the environment names, if any.
     """
 
     def __init__(
-        self, address: str, timeout_seconds: float = 10.0, retry_seconds: float = 0.0
+        self,
+        address: str,
+        timeout_seconds: float = 10.0,
+        retry_seconds: float = 0.0,
+        credentials: Credentials | None = None,
     ) -> None:
         self._address = parse_address(address)
         self._timeout_seconds = timeout_seconds
         self._retry_seconds = retry_seconds
+        self._credentials = credentials
         self._channel: grpc.Channel | None = None
         self._guard = threading.Lock()
 
@@ -161,7 +168,7 @@ class ControllerClient:
     def _open(self) -> grpc.Channel:
         with self._guard:
             if self._channel is None:
-                self._channel = open_channel(self._address)
+                self._channel = open_channel(self._address, self._credentials)
             return self._channel
 
     def _ask(self, service: Callable[[grpc.Channel], Any], method: str, request: Any) -> Any:

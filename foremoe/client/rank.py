@@ -17,6 +17,7 @@ from foremoe.errors import ConflictError, ForemoeError, InvalidInputError, Unava
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_channel
 from foremoe.rpc.codes import local_error
+from foremoe.rpc.credentials import Credentials
 from foremoe.rpc.rank_plan import RankPlan, decode_rank_plan
 from foremoe.rpc.registration import RankRegistration, encode_registration
 from foremoe.rpc.report import MicroStepReport
@@ -40,13 +41,20 @@ class RankClient:
     All of it happens on background threads that are started, and open their channels, in
     ``start()``: construct the client at any time, start it after the last fork. Training never
     depends on the daemon: without one, ``wait`` answers None and reports are dropped.
+    credentials: None takes those that the environment names, if any.
     """
 
-    def __init__(self, address: str, registration: RankRegistration) -> None:
+    def __init__(
+        self,
+        address: str,
+        registration: RankRegistration,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._address = parse_address(address)
+        self._credentials = credentials
         self._registration = registration
         self._inbox = PlanInbox()
-        self._reporter = Reporter(self._address, registration)
+        self._reporter = Reporter(self._address, registration, credentials)
         self._corrupt_plans = 0
         self._refusal: ForemoeError | None = None
         self._answered = threading.Event()
@@ -135,7 +143,10 @@ class RankClient:
             try:
                 self._follow_plans()
             except grpc.RpcError as error:
-                self._explain(local_error(error, self._address))
+                failure = local_error(error, self._address)
+                self._explain(failure, permanent=isinstance(failure, _PERMANENT))
+            except InvalidInputError as error:  # of the credentials' files, which may be mended
+                self._explain(error, permanent=not self._answered.is_set())
             except grpc.FutureCancelledError:  # by close(), while registering
                 return
             finally:
@@ -148,7 +159,7 @@ class RankClient:
 
     def _follow_plans(self) -> None:
         """Register and receive plans until the stream ends."""
-        with open_channel(self._address) as channel:
+        with open_channel(self._address, self._credentials) as channel:
             stub = RankServiceStub(channel)
             self._begin(
                 stub.RegisterRank.future(
@@ -185,10 +196,10 @@ class RankClient:
         else:
             self._inbox.put(plan)
 
-    def _explain(self, error: ForemoeError) -> None:
+    def _explain(self, error: ForemoeError, permanent: bool) -> None:
         if self._closing.is_set():
             return
-        if isinstance(error, _PERMANENT):
+        if permanent:
             self._refusal = error
             log.error("the runtime refuses this rank: %s", error)
         elif self._inbox.is_open or not self._answered.is_set():

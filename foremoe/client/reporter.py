@@ -8,9 +8,11 @@ from contextlib import ExitStack
 
 import grpc
 
+from foremoe.errors import InvalidInputError
 from foremoe.rpc.address import Address
 from foremoe.rpc.channel import open_channel
 from foremoe.rpc.codes import local_error
+from foremoe.rpc.credentials import Credentials
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport, encode_report
 from foremoe.rpc.stages import encode_stage
@@ -29,10 +31,16 @@ _Report = tuple[int, Stage, tuple[MicroStepReport, ...]]
 class Reporter:
     """A queue of reports and the thread that empties it."""
 
-    def __init__(self, address: Address, registration: RankRegistration) -> None:
+    def __init__(
+        self,
+        address: Address,
+        registration: RankRegistration,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.dropped = 0
         self._address = address
         self._registration = registration
+        self._credentials = credentials
         self._reports: queue.Queue[_Report | None] = queue.Queue(QUEUED_REPORTS)
         self._thread = threading.Thread(
             target=self._send_all, name=f"foremoe-reports-{registration.rank}", daemon=True
@@ -61,12 +69,15 @@ class Reporter:
         with ExitStack() as resources:
             stub: RankServiceStub | None = None
             while (report := self._reports.get()) is not None:
-                if stub is None:  # opened here, after any fork
-                    stub = RankServiceStub(resources.enter_context(open_channel(self._address)))
                 try:
+                    if stub is None:  # opened here, after any fork
+                        channel = open_channel(self._address, self._credentials)
+                        stub = RankServiceStub(resources.enter_context(channel))
                     stub.ReportStage(self._request(*report), timeout=CALL_SECONDS)
                 except grpc.RpcError as error:
                     self._drop(str(local_error(error, self._address)))
+                except InvalidInputError as error:  # of the credentials' files
+                    self._drop(str(error))
 
     def _request(
         self, step: int, stage: Stage, micro_steps: tuple[MicroStepReport, ...]

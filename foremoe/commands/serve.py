@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from foremoe.commands.daemon_address import add_address
+from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.planner.policies import HOME_POLICIES
 from foremoe.runtime.config import EVENT_LOOPS, RuntimeConfig
 from foremoe.runtime.daemon import serve
@@ -17,7 +17,25 @@ EXAMPLE = "foremoe serve --socket /tmp/foremoe/runtime.sock --metrics-port 9464"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     defaults = RuntimeConfig(address="")
-    add_address(parser, "--listen", "TCP on a loopback address instead of a socket")
+    add_address(parser, "--listen", "TCP instead of a socket; needs TLS beyond loopback")
+    parser.add_argument(
+        "--also-listen",
+        metavar="HOST:PORT",
+        help="TCP beside the socket, for followers and clients of other nodes",
+    )
+    parser.add_argument(
+        "--join",
+        metavar="HOST:PORT",
+        help="follow the leader there: relay the calls of this node's ranks, plan nothing",
+    )
+    add_credentials(parser)
+    parser.add_argument(
+        "--tls-allow",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="only these names of client certificates (default: all that --tls-ca signed)",
+    )
     parser.add_argument(
         "--memory-limit",
         metavar="BYTES",
@@ -108,6 +126,10 @@ def run(options: argparse.Namespace) -> int:
         event_loop=options.event_loop,
         metrics_port=options.metrics_port,
         metrics_host=options.metrics_host,
+        also_listen=options.also_listen,
+        join=options.join,
+        credentials=credentials_of(options),
+        allowed_names=tuple(options.tls_allow),
     )
     set_up_logging(options.log_format, options.log_level)
     serve(config)

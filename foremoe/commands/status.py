@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from foremoe.client.controller import ControllerClient
-from foremoe.commands.daemon_address import add_address
+from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.rpc.status import RuntimeStatus, StepStatus
 
 EXAMPLE = "foremoe status --socket /tmp/foremoe/runtime.sock --json"
@@ -17,12 +17,13 @@ EXAMPLE = "foremoe status --socket /tmp/foremoe/runtime.sock --json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_address(parser, "--connect", "a daemon that listens on TCP")
+    add_credentials(parser)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print one snapshot."""
-    with ControllerClient(options.address) as client:
+    with ControllerClient(options.address, credentials=credentials_of(options)) as client:
         status = client.status()
     if options.json:
         print(json.dumps(asdict(status), indent=2))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from foremoe.client.controller import ControllerClient
-from foremoe.commands.daemon_address import add_address
+from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.commands.top_screen import Screen, throughput
 from foremoe.errors import InvalidInputError, UnavailableError
 from foremoe.rpc.status import RuntimeStatus
@@ -27,6 +27,7 @@ EXAMPLE = "foremoe top --socket /tmp/foremoe/runtime.sock --once --json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_address(parser, "--connect", "a daemon that listens on TCP")
+    add_credentials(parser)
     parser.add_argument(
         "--interval",
         type=float,
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidInputError("--json: needs --once")
     if not 0.05 <= options.interval <= 3600:
         raise InvalidInputError(f"--interval: must lie in [0.05, 3600], got {options.interval}")
-    with ControllerClient(options.address) as client:
+    with ControllerClient(options.address, credentials=credentials_of(options)) as client:
         if options.once:
             status = client.status()
             if options.json:
@@ -74,7 +75,7 @@ def as_json(status: RuntimeStatus) -> dict[str, object]:
 
 def _watch(client: ControllerClient, console: Console, options: argparse.Namespace) -> int:
     wake = threading.Event()
-    signal.signal(signal.SIGWINCH, lambda *_: wake.set())  # draw anew at once
+    signal.signal(signal.SIGWINCH, lambda *_: None)  # draw anew at once
     screen = Screen(client.status(), options.ep_group, fit=True)
     with Live(screen, console=console, screen=True, auto_refresh=False) as live:
         try:

@@ -1,5 +1,6 @@
 """Where a daemon listens: a unix socket path or a TCP host and port."""
 
+import ipaddress
 import os
 import tempfile
 from dataclasses import dataclass
@@ -41,6 +42,14 @@ class TcpAddress:
     @property
     def serve_option(self) -> str:
         return f"--listen {self.target}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
 
 Address = UnixAddress | TcpAddress

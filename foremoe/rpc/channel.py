@@ -1,11 +1,13 @@
-"""A client's channel to the daemon of its node."""
+"""A client's channel to a daemon."""
 
 import threading
 
 import grpc
 import grpc.aio
 
-from foremoe.rpc.address import Address
+from foremoe.errors import InvalidInputError
+from foremoe.rpc.address import Address, UnixAddress
+from foremoe.rpc.credentials import Credentials
 
 # Own subchannels and the shortest backoff gRPC allows: a restarted daemon is found again soon. A
 # proxy never stands between a rank and its own node.
@@ -16,17 +18,39 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
 )
+# A peer whose machine or link is gone says nothing: ask whether it is there, also between calls.
+KEEPALIVE_SECONDS = 2
+_TCP_OPTIONS = (
+    ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 _CLOSE_SECONDS = 1.0
 
 
-def open_channel(address: Address) -> grpc.Channel:
-    """A lazy channel; open it only after the last fork, gRPC threads do not survive one."""
-    return grpc.insecure_channel(address.target, options=_OPTIONS)
+def open_channel(address: Address, credentials: Credentials | None = None) -> grpc.Channel:
+    """A lazy channel; open it only after the last fork, gRPC threads do not survive one.
+
+    credentials: None takes those that the environment names. Raises InvalidInputError when their
+    files cannot be used, or the address is too open for them.
+    """
+    options = _options(address)
+    shown = _channel_credentials(address, credentials)
+    if shown is None:
+        return grpc.insecure_channel(address.target, options=options)
+    return grpc.secure_channel(address.target, shown, options=options)
 
 
-def open_async_channel(address: Address) -> grpc.aio.Channel:
+def open_async_channel(
+    address: Address, credentials: Credentials | None = None
+) -> grpc.aio.Channel:
     """The same for the running event loop."""
-    return grpc.aio.insecure_channel(address.target, options=_OPTIONS)
+    options = _options(address)
+    shown = _channel_credentials(address, credentials)
+    if shown is None:
+        return grpc.aio.insecure_channel(address.target, options=options)
+    return grpc.aio.secure_channel(address.target, shown, options=options)
 
 
 def close_channel(channel: grpc.Channel) -> None:
@@ -38,3 +62,41 @@ def close_channel(channel: grpc.Channel) -> None:
     closing = threading.Thread(target=channel.close, name="foremoe-close", daemon=True)
     closing.start()
     closing.join(_CLOSE_SECONDS)
+
+
+def _options(address: Address) -> tuple[tuple[str, int], ...]:
+    return _OPTIONS if isinstance(address, UnixAddress) else _OPTIONS + _TCP_OPTIONS
+
+
+def _channel_credentials(
+    address: Address, given: Credentials | None
+) -> grpc.ChannelCredentials | None:
+    """TLS on TCP if it is configured, the socket's own protection otherwise; and the token."""
+    credentials = Credentials.from_environment() if given is None else given
+    token = credentials.read_token()
+    if isinstance(address, UnixAddress):
+        if token is None:
+            return None
+        channel = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
+    else:
+        pem = credentials.read_tls()
+        if pem is None:
+            _check_clear_text(address.is_loopback, address.target, token is not None)
+            return None
+        channel = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+    if token is None:
+        return channel
+    return grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(token))
+
+
+def _check_clear_text(is_loopback: bool, target: str, has_token: bool) -> None:
+    if not is_loopback:
+        raise InvalidInputError(
+            f"{target} is reached with mutual TLS only; give --tls-cert, --tls-key and --tls-ca, "
+            "or FOREMOE_TLS_CERT, FOREMOE_TLS_KEY and FOREMOE_TLS_CA in the environment"
+        )
+    if has_token:
+        raise InvalidInputError(
+            f"a token is not sent to {target} in clear text, where anybody may listen; "
+            "use the daemon's unix socket, or TLS"
+        )

@@ -8,10 +8,11 @@ from foremoe.errors import (
     ForemoeError,
     InvalidInputError,
     NotReadyError,
+    UnauthenticatedError,
     UnavailableError,
     UnknownError,
 )
-from foremoe.rpc.address import Address
+from foremoe.rpc.address import Address, TcpAddress
 
 CODES: dict[type[ForemoeError], grpc.StatusCode] = {
     InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -20,8 +21,13 @@ CODES: dict[type[ForemoeError], grpc.StatusCode] = {
     NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
     ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
 }
 _CLASSES = {code: kind for kind, code in CODES.items()}
+
+
+_OWN_WORDS = ("the runtime ", "the leader ")  # what a daemon says itself begins with
+_TLS_WORDS = ("handshake failed", "verification check failed")
 
 
 def local_error(error: grpc.RpcError, address: Address) -> ForemoeError:
@@ -35,12 +41,33 @@ def local_error(error: grpc.RpcError, address: Address) -> ForemoeError:
         return UnavailableError(f"the runtime at {address.target} did not answer in time")
     if code is grpc.StatusCode.CANCELLED:
         return UnavailableError(f"the call to the runtime at {address.target} was cancelled")
-    if code is grpc.StatusCode.UNAVAILABLE and "draining" not in details:
-        return UnavailableError(
-            f"no runtime answers at {address.target}; "
-            f"start one with: foremoe serve {address.serve_option}"
-        )
-    kind = _CLASSES.get(code)
-    if kind is None:
-        return ForemoeError(f"the runtime at {address.target} failed ({code.name}): {details}")
+    known = daemon_error(error)
+    if known is not None:
+        return known
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError(_nobody(address, details))
+    return ForemoeError(f"the runtime at {address.target} failed ({code.name}): {details}")
+
+
+def daemon_error(error: grpc.RpcError) -> ForemoeError | None:
+    """What a daemon answered; None when it was not a daemon that ended the call, or a fault."""
+    details = error.details() or ""
+    kind = _CLASSES.get(error.code())
+    if kind is None or (kind is UnavailableError and not details.startswith(_OWN_WORDS)):
+        return None
     return kind(details)
+
+
+def _nobody(address: Address, details: str) -> str:
+    if any(words in details for words in _TLS_WORDS):
+        return (
+            f"the certificate shown at {address.target} is not accepted here; check that --tls-ca "
+            "signed it, that it names this host, and that both sides use TLS"
+        )
+    closed = ""
+    if isinstance(address, TcpAddress) and "Socket closed" in details:  # all that TLS lets us know
+        closed = " (the connection was closed; does it expect TLS and another certificate?)"
+    return (
+        f"no runtime answers at {address.target}{closed}; "
+        f"start one with: foremoe serve {address.serve_option}"
+    )

@@ -1,6 +1,7 @@
 """A daemon as its own process, for tests: started, waited for, ended by its pid."""
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_channel
+from foremoe.rpc.credentials import Credentials
 
 START_SECONDS = 60.0
 
@@ -26,6 +28,13 @@ def run_foremoe(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=START_SECONDS,
         cwd="/",
     )
+
+
+def free_port() -> int:
+    """A TCP port that was free on this machine a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 class DaemonProcess:
@@ -63,8 +72,8 @@ class DaemonProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=30)
 
-    def open_channel(self) -> grpc.Channel:
-        return open_channel(parse_address(self.address))
+    def open_channel(self, credentials: Credentials | None = None) -> grpc.Channel:
+        return open_channel(parse_address(self.address), credentials)
 
     def __enter__(self) -> Self:
         try:

@@ -36,6 +36,7 @@ from foremoe.rpc.v1.status_pb2_grpc import (
     StatusServiceStub,
     add_StatusServiceServicer_to_server,
 )
+from foremoe.runtime.access import Access
 from foremoe.runtime.boundary import Boundary
 
 SECRET = "boom secret=/etc/x"
@@ -60,7 +61,7 @@ class Faulty(StatusServiceServicer, RankServiceServicer, ForesightServiceService
 
 
 async def call_all(path: Path, error: Exception, draining: bool = False) -> list[grpc.RpcError]:
-    boundary = Boundary()
+    boundary = Boundary(Access(None))
     boundary.draining = draining
     server = grpc.aio.server(interceptors=[boundary])
     faulty = Faulty(error)

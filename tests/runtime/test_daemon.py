@@ -1,7 +1,6 @@
 """The daemon as a process: who may reach it, one per socket, how it ends."""
 
 import queue
-import socket
 import stat
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
 from foremoe.rpc.v1.status_pb2 import GetStatusRequest
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
 from foremoe.runtime.daemon import LAST_GRACE_SECONDS
-from tests.runtime.daemon_process import DaemonProcess, run_foremoe
+from tests.runtime.daemon_process import DaemonProcess, free_port, run_foremoe
 from tests.runtime.eventually import eventually
 from tests.runtime.uploads import EXPERTS, LAYERS, histogram, upload
 
@@ -41,12 +40,6 @@ def folder(tmp_path: Path) -> Path:
     """A private directory with a short path."""
     tmp_path.chmod(0o700)
     return tmp_path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def open_upload(channel: grpc.Channel) -> tuple[queue.Queue[Any], Any]:
