@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from foremoe.client.rank import RankClient, RankRegistration
 from foremoe.errors import ConflictError, ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
+from foremoe.training.expert_state import check_optimizers
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.home_mover import HomeMover
 from foremoe.training.home_moves import STAGING_BYTES
@@ -73,14 +74,18 @@ def open_session(
     move: at the beginning of a stage to where the daemon's plans expect them, and by
     ``session.move_homes``. Without, homes stay.
 
-    Raises InvalidInputError for weights that are not on the CPU, ConflictError on every rank when
-    only some have optimizers or the daemon refuses one of them.
+    Raises InvalidInputError for weights that are not on the CPU, or are not among the optimizers'
+    parameters; ConflictError on every rank when only some have optimizers or the daemon refuses one
+    of them.
     """
     if not homes or homes[0].device.type != "cpu":
         raise InvalidInputError(
             "attach: needs at least one MoE layer with its weights on the CPU; "
             "transports for other devices are not there yet"
         )
+    if optimizers:
+        for one in homes:
+            check_optimizers(one.layer, one.parameters, optimizers)
     layout, in_order = _layout(homes, group, options, moves_homes=bool(optimizers))
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
     client = _client(layout, control_group, options, moves_homes=bool(optimizers))

@@ -37,9 +37,10 @@ class ExpertState:
         tensors of its shape are split by expert, numbers and 0-dim tensors are common; of an
         expert's own, all belongs to the expert.
 
-        Raises InvalidInputError for state that cannot be told apart by expert, rows that are not
-        contiguous, and gradients that have not been cleared.
+        Raises InvalidInputError for state that cannot be told apart by expert or is not in the
+        optimizers, rows that are not contiguous, and gradients that have not been cleared.
         """
+        check_optimizers(layer, parameters, optimizers)
         state = cls(layer)
         for name, given in parameters.items():
             if isinstance(given, nn.Parameter):
@@ -112,6 +113,21 @@ class ExpertState:
                 raise InvalidInputError(
                     f"layer {self.layer}: {name} has a gradient, which would go to other experts; "
                     "take the optimizer step and zero_grad() before homes move"
+                )
+
+
+def check_optimizers(layer: int, parameters: Parameters, optimizers: Sequence[Optimizer]) -> None:
+    """Raise InvalidInputError unless the optimizers hold all of an expert's trained parameters.
+
+    Those of an optimizer that keeps copies of its own (in float32, say) would not move.
+    """
+    held = {id(p) for one in optimizers for group in one.param_groups for p in group["params"]}
+    for name, given in parameters.items():
+        for parameter in [given] if isinstance(given, nn.Parameter) else given:
+            if parameter.requires_grad and id(parameter) not in held:
+                raise InvalidInputError(
+                    f"layer {layer}: none of the optimizers given holds {name}, so its state "
+                    "could not move along; give the one that steps it, or keep homes fixed"
                 )
 
 

@@ -168,6 +168,7 @@ REFUSALS = {  # what is wrong -> what all ranks say
     "step differs": "ConflictError: .* layer 4 has .*'gate_up.step': 1.0.* but .*'gate_up.step': 2",
     "state unknown": "InvalidInputError: .* preconditioner .* cannot be told apart by expert",
     "other dtype": "ConflictError: .* ranks 0 and 1 differ in layer 1 by .*torch.float32",
+    "optimizer missing": "InvalidInputError: .* layer 1: none of the optimizers .* holds gate_up",
     "not contiguous": "InvalidInputError: .* gate_up is not contiguous",
 }
 
@@ -214,6 +215,8 @@ def _spoil(wrong: str, toy: ToyExperts, rank: int) -> tuple[Homes, int]:
             state[first]["preconditioner"] = torch.eye(5)
         case "other dtype", 0:
             state[first]["exp_avg"] = state[first]["exp_avg"].float()
+        case "optimizer missing", _:
+            toy.optimizer = OPTIMIZERS["AdamW"]([torch.zeros(1)])
         case "not contiguous", _:
             first.data = first.data.transpose(1, 2).contiguous().transpose(1, 2)
     return goal, limit
