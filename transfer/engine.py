@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ from foremoe.transfer.paths import MicroStepPaths, PathSpeed
 from foremoe.transfer.peer import GlooPeerTransport, HomeWeights
 from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.replica import Replica
-from foremoe.transfer.schedule.rounds import rounds
+from foremoe.transfer.schedule.micro_step import warm_up
+from foremoe.transfer.schedule.timetable import LayerCopies
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.speed import feed_back
@@ -105,11 +107,13 @@ class TransferEngine:
         self._add_gradients = add_gradients or _nowhere
         self._ledger = Ledger(layers, home, topology.ranks, spare_slots, budget.frames)
         self._returning = [0] * topology.ranks
+        self._promised: list[LayerCopies] = []  # their copies wait for the end of ``together``
+        self._nested = 0
         self._statistics = StatisticsRecorder(len(layers))
         self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums)
         self._inbox = GradientInbox(layout.gradient_layout())
+        warm_up()  # no deadline runs yet
         if peer_group is not None:
-            rounds([(0, 1)])  # compiled now, as no deadline runs yet
             everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
             agreed = (everyone_knows, budget, speed, home.tobytes(), checksums)
             check_agreement(agreed, peer_group, wait_seconds)
@@ -160,11 +164,30 @@ class TransferEngine:
         """
         promise, evicted = self._ledger.open(layer, home, wanted, serving)
         self._send_home(evicted)
-        copies = self._paths.choose(layer, promise.fills, home)
         filled = promise.filled_slots_of(self.rank)
         for slot in filled:
             self._pool.expect(slot)
         self._statistics.add_kept(len(promise.slots_of(self.rank)) - len(filled))
+        with self.together():
+            self._promised.append(LayerCopies(layer, promise.fills, home))
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Promises made inside get one order of copies over all of them, at the outermost end.
+
+        The first promise is the most urgent one; copies of later ones use what it leaves free.
+        """
+        self._nested += 1
+        try:
+            yield
+        finally:
+            self._nested -= 1
+            if not self._nested:
+                promised, self._promised = self._promised, []
+                self._issue(promised)
+
+    def _issue(self, promised: Sequence[LayerCopies]) -> None:
+        copies = self._paths.choose(promised)
         if self._host is not None:
             self._host.post(copies, self.generation)
         if self._peer is not None:

@@ -4,12 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
-from numpy.typing import NDArray
-
 from foremoe.errors import InvalidInputError
 from foremoe.planner.problem import Topology
-from foremoe.transfer.copies import Copy, Fill
+from foremoe.transfer.copies import Copy
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import Links
 from foremoe.transfer.schedule.micro_step import schedule_micro_step
@@ -37,7 +34,7 @@ class PathSpeed:
 
 
 class MicroStepPaths:
-    """Chooses paths layer by layer, sharing the links among the copies of one micro-step."""
+    """Chooses paths and order, sharing the links among the copies of one micro-step."""
 
     def __init__(self, topology: Topology, speed: PathSpeed) -> None:
         fastest = max(speed.host, speed.peer)
@@ -53,19 +50,18 @@ class MicroStepPaths:
         self._calendar = Calendar.empty(self._links)
         self._layers: set[int] = set()
 
-    def choose(self, layer: int, fills: Sequence[Fill], home: NDArray[np.int32]) -> list[Copy]:
-        """Give every fill a path, so that the last one ends as early as possible, in order.
+    def choose(self, layers: Sequence[LayerCopies]) -> list[Copy]:
+        """Give every fill a path, in an order by which each layer's last one ends early.
 
         Copies chosen before take their part of the links, until a layer comes again: that begins a
         new micro-step. Raises InvalidInputError when a fill has no path at all.
         """
-        if layer in self._layers:
+        if any(layer.layer in self._layers for layer in layers):
             self.restart()
-        self._layers.add(layer)
-        if not fills:
+        self._layers |= {layer.layer for layer in layers}
+        wanted = [layer for layer in layers if layer.fills]
+        if not wanted:
             return []
-        timetable = schedule_micro_step(
-            [LayerCopies(layer, fills, home)], self._links, self._calendar
-        )
+        timetable = schedule_micro_step(wanted, self._links, self._calendar)
         self._calendar = timetable.calendar
         return list(timetable.copies)

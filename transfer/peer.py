@@ -19,7 +19,7 @@ from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.peer_rounds import FillRound, GradientRound, PeerEnds, PeerRound, Wire
-from foremoe.transfer.schedule.rounds import rounds
+from foremoe.transfer.schedule.rounds import rounds, rounds_in_order
 from foremoe.transfer.transport import Probe, Transport
 from foremoe.transfer.worker import Worker
 
@@ -42,10 +42,10 @@ class _Flight:
 class GlooPeerTransport(Transport):
     """One worker thread issues every send and receive, on all ranks in the same order.
 
-    The order is that of ``post`` and ``post_gradients``, which all ranks must call alike; each
-    call's copies go in rounds. A round waits for nothing but earlier rounds, so the ranks cannot
-    wait for each other in a circle. When the path is lost, later rounds of this rank read the host
-    cache where it serves, and fail where it does not.
+    The order is that of ``post``, copies as given, and of ``post_gradients``, which all ranks must
+    call alike; both are dealt into rounds. A round waits for nothing but earlier rounds, so the
+    ranks cannot wait for each other in a circle. When the path is lost, later rounds of this rank
+    read the host cache where it serves, and fail where it does not.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class GlooPeerTransport(Transport):
         outgoing: Mapping[Copy, Mapping[str, Tensor]],
         generation: int,
     ) -> None:
-        for indices in rounds([(copy.source, copy.destination) for copy in copies]):
+        for indices in rounds_in_order([(copy.source, copy.destination) for copy in copies]):
             dealt = [copies[index] for index in indices]
             mine = FillRound(
                 self._ends,

@@ -44,6 +44,11 @@ class Lookahead:
 
     def advance(self) -> None:
         """Promise what has become possible."""
+        with self._engine.together():
+            self._coming = self._promise_possible()
+
+    def _promise_possible(self) -> list[_Use]:
+        """Returns the uses that must wait."""
         later = []
         for use in self._coming:
             layer = self._layout.layers[use.position]
@@ -56,7 +61,7 @@ class Lookahead:
                 )
             else:
                 later.append(use)
-        self._coming = later
+        return later
 
     def clear(self) -> None:
         """None of it will happen: drop what is promised and not in use."""

@@ -11,13 +11,14 @@ from foremoe.errors import InvalidInputError
 from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Fill, Path
 from foremoe.transfer.paths import MicroStepPaths, PathSpeed
+from foremoe.transfer.schedule.timetable import LayerCopies
 
 HOME = np.arange(16, dtype=np.int32) // 4  # 4 ranks with 4 experts each
 ONE_NODE, TWO_NODES = Topology(4, 4), Topology(4, 2)
 
 
 def _choose(fills: list[Fill], speed: PathSpeed, topology: Topology = ONE_NODE) -> list[Copy]:
-    return MicroStepPaths(topology, speed).choose(3, fills, HOME)
+    return MicroStepPaths(topology, speed).choose([LayerCopies(3, fills, HOME)])
 
 
 @st.composite
@@ -60,7 +61,7 @@ def test_copies_of_earlier_layers_count_until_a_new_micro_step() -> None:
     paths = MicroStepPaths(ONE_NODE, PathSpeed(1, 1))
 
     def chosen(layer: int) -> Path:
-        (copy,) = paths.choose(layer, [Fill(0, 0, 4)], HOME)
+        (copy,) = paths.choose([LayerCopies(layer, [Fill(0, 0, 4)], HOME)])
         return copy.path
 
     assert [chosen(layer) for layer in (3, 5, 9, 3)] == [Path.HOST, Path.PEER, Path.HOST, Path.HOST]

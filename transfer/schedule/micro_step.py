@@ -27,7 +27,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.transfer.copies import Copy, Path
+from foremoe.planner.problem import Topology
+from foremoe.transfer.copies import Copy, Fill, Path
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import Link, Links
 from foremoe.transfer.schedule.place import DROPPED, Placed
@@ -50,6 +51,12 @@ def schedule_micro_step(
     urgency = sorted((w.deadline_ns, w.ready_ns, index) for index, w in enumerate(windows))
     placed = {index: place_window(windows[index], calendar) for _, _, index in urgency}
     return _timetable(layers, [placed[index] for index in range(len(layers))], calendar)
+
+
+def warm_up() -> None:
+    """Compile the kernels now rather than when copies wait for them."""
+    impossible = LayerCopies(0, [Fill(0, 0, 0)], np.ones(1, np.int32), 0, 1)
+    schedule_micro_step([impossible], Links(Topology(2, 2), 8, 8, 8, relay=True))
 
 
 def _timetable(

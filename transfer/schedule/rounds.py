@@ -26,6 +26,24 @@ def rounds(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     return dealt
 
 
+def rounds_in_order(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Deal ``pairs`` into rounds as ``rounds`` does, but in the order given, as a timetable is.
+
+    A round ends where a rank would send or receive a second time.
+    """
+    dealt: list[list[int]] = []
+    sources: set[int] = set()
+    destinations: set[int] = set()
+    for index, (source, destination) in enumerate(pairs):
+        if not dealt or source in sources or destination in destinations:
+            dealt.append([])
+            sources, destinations = set(), set()
+        dealt[-1].append(index)
+        sources.add(source)
+        destinations.add(destination)
+    return dealt
+
+
 @kernel
 def colours(way_out: NDArray[np.int64], way_in: NDArray[np.int64]) -> NDArray[np.int64]:
     """The round of each edge of a bipartite multigraph, way_out and way_in ``[n]``: int64 ``[n]``.

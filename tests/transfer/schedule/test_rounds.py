@@ -1,9 +1,10 @@
 from collections import Counter
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foremoe.transfer.schedule.rounds import rounds
+from foremoe.transfer.schedule.rounds import rounds, rounds_in_order
 
 ranks = st.integers(0, 5)
 pairs = st.lists(st.tuples(ranks, ranks).filter(lambda pair: pair[0] != pair[1]), max_size=40)
@@ -32,3 +33,18 @@ def test_there_are_as_many_rounds_as_the_busiest_port_has_pairs(
 def test_rounds_do_not_depend_on_hashing_or_repetition() -> None:
     drawn = [(0, 1), (0, 2), (1, 2), (2, 0), (1, 0), (0, 1)]
     assert rounds(drawn) == [[0, 2, 3], [1, 4], [5]]
+
+
+@given(pairs)
+def test_rounds_in_order_keep_the_order_and_wait_for_nothing_needlessly(
+    drawn: list[tuple[int, int]],
+) -> None:
+    dealt = rounds_in_order(drawn)
+    assert [index for round_ in dealt for index in round_] == list(range(len(drawn)))
+    for round_ in dealt:
+        assert (
+            len({drawn[i][0] for i in round_}) == len({drawn[i][1] for i in round_}) == len(round_)
+        )
+    for round_, following in pairwise(dealt):
+        source, destination = drawn[following[0]]
+        assert any(drawn[i][0] == source or drawn[i][1] == destination for i in round_)
