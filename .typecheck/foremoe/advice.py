@@ -1,0 +1,1 @@
+../../foremoe/advice.py
