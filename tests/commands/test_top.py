@@ -66,8 +66,9 @@ def test_a_resize_is_drawn_at_once(folder: Path) -> None:
         Terminal(30, 100, "top", "--socket", daemon.address, "--interval", "3600") as terminal,
     ):
         terminal.wait_frame("no plan")
-        terminal.resize(20, 60)
-        terminal.wait_frame("no plan")
+        for rows, columns in ((20, 60), (25, 90), (12, 70)):
+            terminal.resize(rows, columns)
+            terminal.wait_frame("no plan")
 
 
 @pytest.mark.parametrize(
