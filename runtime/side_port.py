@@ -1,7 +1,7 @@
 """A small HTTP port beside the gRPC one, in threads of its own: /metrics and /healthz.
 
-Each answer is made from a snapshot that the daemon's event loop hands out, which takes it
-microseconds; the text is written here. A loop that hands out none is not healthy.
+Each answer is made from a snapshot that the daemon's event loop hands out; the text, which takes
+longer, is written here. A loop that hands out none is not healthy.
 """
 
 import logging
