@@ -89,8 +89,9 @@ def full_parser() -> argparse.ArgumentParser:
 
 def section_keys(section: str) -> set[str]:
     """What a section of foremoe.toml may hold."""
-    commands = [section] if section in COMMANDS else CONFIGURED
-    options = [o for name in commands for o in options_of(name, command_parser(name)).values()]
+    if section in SHARED.values():
+        return {key for key, where in SHARED.items() if where == section}
+    options = options_of(section, command_parser(section)).values()
     return {option.key for option in options if option.section == section}
 
 

@@ -67,15 +67,15 @@ def run(options: argparse.Namespace) -> int:
 def as_json(status: RuntimeStatus) -> dict[str, object]:
     """The status, and the throughput of each path where there is one."""
     content = asdict(status)
-    for group, groups_content in zip(status.ep_groups, content["ep_groups"], strict=True):
-        for detail, details_content in zip(group.latest, groups_content["latest"], strict=True):
-            details_content["throughput"] = throughput(detail.status)
+    for group, shown in zip(status.ep_groups, content["ep_groups"], strict=True):
+        for detail, stage in zip(group.latest, shown["latest"], strict=True):
+            stage["throughput"] = throughput(detail.status)
     return content
 
 
 def _watch(client: ControllerClient, console: Console, options: argparse.Namespace) -> int:
     wake = threading.Event()
-    signal.signal(signal.SIGWINCH, lambda *_: None)  # draw anew at once
+    signal.signal(signal.SIGWINCH, lambda *_: wake.set())  # draw anew at once
     screen = Screen(client.status(), options.ep_group, fit=True)
     with Live(screen, console=console, screen=True, auto_refresh=False) as live:
         try:
