@@ -38,10 +38,11 @@ SILENT_PEER_SECONDS = 30
 _SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
     # Followers ask whether we are there (rpc.channel); a peer without a word is given up.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
+    ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_time_ms", SILENT_PEER_SECONDS * 500),
     ("grpc.keepalive_timeout_ms", SILENT_PEER_SECONDS * 500),
+    ("grpc.http2.ping_timeout_ms", SILENT_PEER_SECONDS * 500),
 )
 
 

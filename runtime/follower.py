@@ -87,6 +87,8 @@ class Follower(grpc.GenericRpcHandler):
             try:
                 return await relay(method, request, context)
             except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    await self._renew_channel()
                 raise self._relayed_error(error) from None
             except asyncio.CancelledError:
                 task = asyncio.current_task()
@@ -169,7 +171,7 @@ class Follower(grpc.GenericRpcHandler):
                     "found" if connected else "lost: ranks go on unbalanced; still looking for it",
                     self._address.target,
                 )
-            if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            if not connected:
                 await self._renew_channel()
             if channel is self._channel:
                 await channel.wait_for_state_change(state)

@@ -18,13 +18,17 @@ _OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
 )
-# A peer whose machine or link is gone says nothing: ask whether it is there, also between calls.
+# A peer whose machine or link is gone says nothing: ask whether it is there, also between calls. A
+# link that is only slow lets TCP go on, but may hold the answer back for a while.
 KEEPALIVE_SECONDS = 2
+LINK_SECONDS = 5  # gRPC's keepalive timeout bounds how long TCP may go without acknowledgement
+SILENCE_SECONDS = 10
 _TCP_OPTIONS = (
     ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
-    ("grpc.keepalive_timeout_ms", KEEPALIVE_SECONDS * 1000),
+    ("grpc.keepalive_timeout_ms", LINK_SECONDS * 1000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.ping_timeout_ms", SILENCE_SECONDS * 1000),
 )
 _CLOSE_SECONDS = 1.0
 

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,15 +39,24 @@ def free_port() -> int:
 
 
 class DaemonProcess:
-    """``foremoe serve OPTIONS`` at a socket in ``folder`` or at ``listen``; output in ``log``."""
+    """``foremoe serve OPTIONS`` at a socket in ``folder`` or at ``listen``; output in ``log``.
 
-    def __init__(self, folder: Path, *options: str, listen: str | None = None) -> None:
+    prefix: what runs the command, ``ip netns exec NAME`` say.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        listen: str | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.address = listen or str(folder / "s")
         self.log = folder / "log"
         where = parse_address(self.address).serve_option.split(" ", 1)
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "foremoe", "serve", *where, *options],
+                [*prefix, sys.executable, "-m", "foremoe", "serve", *where, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
