@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "turn recorded routing of an engine or trainer into a trace for foremoe plan",
     "demo": "post-train a small MoE model with RL, balanced and unbalanced, and compare",
     "plan": "plan a recorded routing trace offline and print what balancing gains",
+    "report": "write a page of figures from plans, a run, a timeline or a running daemon",
     "serve": "run the runtime daemon of this node",
     "simulate": "estimate an RL step on a cluster, balanced by different policies",
     "status": "print what a running daemon holds",

@@ -61,6 +61,6 @@ else
     cp constraints.txt .venv/constraints.txt
 fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    -c .venv/constraints.txt -e '.[megatron,transformers,test,dev]' ||
+    -c .venv/constraints.txt -e '.[megatron,transformers,report,test,dev]' ||
     fail "pip could not install the packages; its message is above (is the network or index reachable?)"
 echo "$want" >"$stamp"

@@ -4,7 +4,9 @@ import argparse
 import signal
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
+from foremoe.commands.report import require_report
 from foremoe.demo.options import DemoOptions
 from foremoe.errors import InvalidInputError
 
@@ -36,19 +38,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             choices=("float32", "float64") if field.name == "dtype" else None,
             help=_HELP[field.name] + (f" (default {value})" if value is not None else ""),
         )
+    parser.add_argument("--html", type=Path, help="write a report with figures to this file")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run it; DemoError when a process fails."""
     from foremoe.demo.supervisor import run_demo
 
-    if options.json is not None:
-        try:
-            options.json.open("a").close()
-        except OSError as error:
-            raise InvalidInputError(
-                f"--json: cannot write {options.json}: {error.strerror}"
-            ) from None
+    if options.html is not None:
+        require_report()
+    for name in ("json", "html"):
+        _check_writable(name, getattr(options, name))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end daemon and ranks too
-    run_demo(DemoOptions(**{name: getattr(options, name) for name in _HELP}))
+    report = run_demo(DemoOptions(**{name: getattr(options, name) for name in _HELP}))
+    if options.html is not None:
+        _write_html(options.html, report)
     return 0
+
+
+def _check_writable(name: str, path: Path | None) -> None:
+    """Before minutes of work, not after; InvalidInputError."""
+    if path is None:
+        return
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InvalidInputError(f"--{name}: cannot write {path}: {error.strerror}") from None
+
+
+def _write_html(path: Path, report: dict[str, Any]) -> None:
+    from foremoe.report.demo_chapter import demo_chapter
+    from foremoe.report.page import write_report
+
+    write_report(path, None, lambda: [demo_chapter(Path("foremoe demo"), report)])
+    print(f"report: {path}")

@@ -34,13 +34,13 @@ that of one core, kernels compiled before, without packing and the choice of hom
       "estimated_seconds_after": {...} or null
     }
 
-``--plans FILE`` writes the plans as ``foremoe.planner.archive`` describes.
+``--plans FILE`` writes the plans as ``foremoe.planner.archive`` describes, ``--html FILE``
+the page of ``foremoe report``.
 """
 
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from foremoe.commands.plan_figures import estimates, figures, statistics
+from foremoe.commands.plan_figures import estimates, figures, statistics, timed_plans
 from foremoe.commands.plan_tables import comparison, table
+from foremoe.commands.report import require_report
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
 from foremoe.planner.archive import save_plans
@@ -143,12 +144,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--plans", type=Path, metavar="FILE.npz", help="write the plans here")
+    parser.add_argument("--html", type=Path, metavar="FILE.html", help="write a report here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan the trace, print the table, write what was asked for. Returns the exit code."""
     if args.policy == "all" and args.plans:
         raise InvalidInputError("--plans: holds the plans of one policy; name it with --policy")
+    if args.html:
+        require_report()
     trace = load_trace(args.trace)
     problem, packing = _problem(trace, args)
     common = _common(trace, problem, packing, args)
@@ -156,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     warm_up(policies)
     records = []
     for policy in policies:
-        plans, seconds = _timed_plans(problem, policy)
+        plans, seconds = timed_plans(problem, policy)
         for plan, load in zip(plans, problem.load, strict=True):
             validate(plan, load, problem.topology, problem.spare_slots)
         if args.plans:
@@ -167,12 +171,14 @@ def run(args: argparse.Namespace) -> int:
                 "policy": policy,
                 **figures(plans, problem.topology.ranks_per_node),
                 **estimates(plans, problem),
-                "planning_seconds": seconds,
-                "planning_microseconds_per_layer": 1e6 * seconds / (len(plans) * trace.layers),
+                "planning_seconds": float(seconds.sum()),
+                "planning_microseconds_per_layer": 1e6 * float(seconds.mean()) / trace.layers,
             }
         )
     if args.json:
         _write_json(args.json, records if args.policy == "all" else records[0])
+    if args.html:
+        _write_html(args, problem, plans, seconds, records)
     Console().print(comparison(records) if args.policy == "all" else table(records[0]))
     return 0
 
@@ -315,10 +321,29 @@ def _common(
     }
 
 
-def _timed_plans(problem: StageProblem, policy: str) -> tuple[list[Plan], float]:
-    began = time.perf_counter()
-    plans = list(POLICIES[policy](problem))
-    return plans, time.perf_counter() - began
+def _write_html(
+    args: argparse.Namespace,
+    problem: StageProblem,
+    plans: list[Plan],
+    seconds: NDArray[np.float64],
+    records: list[dict[str, Any]],
+) -> None:
+    """The report of one policy's plans, or with all policies of how they compare."""
+    from foremoe.report.page import write_report
+    from foremoe.report.plans_chapter import Hardware, plans_chapter
+    from foremoe.report.plans_run import PlansRun
+    from foremoe.report.policies_chapter import policies_chapter
+
+    def chapters() -> list[Any]:
+        if args.policy == "all":
+            return [policies_chapter(args.trace, records)]
+        run = PlansRun(str(args.trace), plans, problem.topology, args.policy, args.target, seconds)
+        if args.model is None:
+            return [plans_chapter(run, None)]
+        stage = Stage(args.stage or Stage.UPDATE)
+        return [plans_chapter(run, Hardware(args.model, args.cluster or DEFAULT_CLUSTER, stage))]
+
+    write_report(args.html, None, chapters)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,5 +1,6 @@
 """What ``foremoe plan`` says of a policy's plans."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from foremoe.planner.cost import LayerSeconds, home_seconds, layer_seconds, new_
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan
+from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import StageProblem
 
 
@@ -52,6 +54,15 @@ def estimates(plans: list[Plan], problem: StageProblem) -> dict[str, Any]:
         }
         for name, seconds in (("before", before), ("after", after))
     }
+
+
+def timed_plans(problem: StageProblem, policy: str) -> tuple[list[Plan], NDArray[np.float64]]:
+    """A policy's plans, and the seconds that each took: float64 ``[M]``."""
+    plans, ends = [], [time.perf_counter()]
+    for plan in POLICIES[policy](problem):
+        plans.append(plan)
+        ends.append(time.perf_counter())
+    return plans, np.diff(ends)
 
 
 def copied(placed: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -33,13 +33,17 @@ class Family:
     def write(self, folder: Path) -> None:
         """A random model with nonzero biases, saved for all ranks."""
         torch.manual_seed(0)
-        config = getattr(transformers, f"{self.model}Config")(**_COMMON | self.options)
+        config = getattr(transformers, f"{self.model}Config")(**self.settings)
         model = self.kind(config)
         generator = torch.Generator().manual_seed(1)
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "bias" in name or name.endswith("e_score_correction_bias"):
                 tensor.data.normal_(std=0.1, generator=generator)
         model.save_pretrained(folder)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return _COMMON | self.options
 
     @property
     def kind(self) -> Any:

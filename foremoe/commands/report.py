@@ -1,0 +1,95 @@
+"""``foremoe report RUN``: one HTML page of figures, readable without a network.
+
+RUN is what other commands wrote, or a folder of such files: plans (``foremoe plan --plans``), the
+JSON of ``foremoe plan`` or ``foremoe demo``, a Chrome trace (``foremoe simulate --timeline``).
+Without RUN the daemon is asked what it holds.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foremoe.commands.daemon_address import add_address
+from foremoe.errors import InvalidInputError
+from foremoe.vocabulary import Stage
+
+if TYPE_CHECKING:
+    from foremoe.report.chart import Chapter
+
+EXAMPLE = "foremoe report plans.npz --model gpt-oss-20b --out report.html --figures figures"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "run", nargs="*", type=Path, metavar="RUN", help="files or folders; none: ask the daemon"
+    )
+    add_address(parser, "--connect", "a daemon that listens on TCP")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("report.html"),
+        metavar="FILE.html",
+        help="the page (default %(default)s)",
+    )
+    parser.add_argument(
+        "--figures", type=Path, metavar="FOLDER", help="write every figure as PNG and SVG too"
+    )
+    parser.add_argument(
+        "--nodes", type=int, default=1, metavar="N", help="that the plans' ranks are on (default 1)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME|FILE.toml", help="simulate the plans' timeline with this model"
+    )
+    parser.add_argument(
+        "--cluster", metavar="NAME|FILE.toml", help="of the simulated timeline (default h100)"
+    )
+    parser.add_argument(
+        "--stage", choices=list(Stage), help="of the simulated timeline (default update)"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page, and say where it is."""
+    require_report()
+    from foremoe.report.page import write_report
+
+    write_report(options.out, options.figures, lambda: _chapters(options))
+    print(f"report: {options.out}")
+    return 0
+
+
+def require_report() -> None:
+    """Raise InvalidInputError where matplotlib or jinja2 is not installed."""
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InvalidInputError(
+            f"a report needs {error.name}; pip install 'foremoe[report]'"
+        ) from error
+
+
+def _chapters(options: argparse.Namespace) -> "list[Chapter]":
+    from foremoe.report.plans_chapter import Hardware
+    from foremoe.report.sources import chapters_of
+
+    hardware = None
+    if options.model:
+        stage = Stage(options.stage or Stage.UPDATE)
+        hardware = Hardware(options.model, options.cluster or "h100", stage)
+    elif options.cluster or options.stage:
+        raise InvalidInputError("--cluster and --stage: they need --model as well")
+    if not options.run:
+        return _daemon_chapters(options.address)
+    return [
+        chapter for path in options.run for chapter in chapters_of(path, options.nodes, hardware)
+    ]
+
+
+def _daemon_chapters(address: str) -> "list[Chapter]":
+    from foremoe.client.controller import ControllerClient
+    from foremoe.report.daemon_chapter import daemon_chapters
+
+    with ControllerClient(address) as client:
+        return daemon_chapters(client.status(), address)

@@ -1,0 +1,1 @@
+"""The report: one self-contained page of figures from plans, runs and timelines."""

@@ -1,0 +1,98 @@
+"""Layer by expert: the load of the worst micro-step, its replicas, and what they gain."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from foremoe.planner.plan import Plan
+from foremoe.report.chart import Chart, Numbers, new_drawing
+from foremoe.report.plans_run import PlansRun
+from foremoe.report.style import ACCENT, FAINT, HEAT, INK, MUTED, PAPER, WIDTH, bare, whole_numbers
+
+MAX_LABELS = 16
+
+
+def heatmap(run: PlansRun) -> Chart:
+    """Of the micro-step whose layers are the most imbalanced before."""
+    before, after = run.before(), run.after()
+    worst = int(before.mean(axis=1).argmax())
+    plan = run.plans[worst]
+    layers, ranks, experts = plan.load.shape
+    order = np.argsort(plan.home, axis=1, kind="stable")
+    pairs = np.take_along_axis(plan.load.sum(axis=1), order, axis=1)
+    heat = pairs * experts / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
+    drawing = new_drawing(min(1.6 + 0.16 * layers, 9.0))
+    left, right = drawing.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+    image = left.imshow(heat, cmap=HEAT, vmin=0, aspect="auto", interpolation="none")
+    image.set_gid("heat")
+    _replicas(left, plan, order)
+    for rank in range(1, ranks):
+        left.axvline(rank * experts / ranks - 0.5, color=FAINT, linewidth=0.6)
+    _axes(left, ranks, experts)
+    bar = drawing.colorbar(image, ax=left, location="top", aspect=60, shrink=0.4, anchor=(0, 0))
+    bar.set_label("pairs of the expert / mean of its layer", loc="left")
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0)
+    _gain(right, before[worst], after[worst])
+    finding = (
+        f"At its worst (micro-step {worst}) one expert gets {heat.max():.1f}x the mean; "
+        f"{plan.replicas()} replicas bring {before[worst].mean():.2f} to {after[worst].mean():.3f}"
+    )
+    return Chart(
+        "heatmap",
+        finding,
+        "Left: load of the micro-step with the highest imbalance; each column is an expert, "
+        "grouped by home rank, and a dot is its replicas, the larger the more of them. "
+        "Right: every layer's imbalance before (grey) and after (blue).",
+        f"Heat map of {layers} layers by {experts} experts with {plan.replicas()} replicas. "
+        f"{finding}.",
+        drawing,
+        Numbers(
+            ("layer row", "hottest expert / mean", "replicas", "before", "after"),
+            [
+                (
+                    layer,
+                    float(heat[layer].max()),
+                    int((plan.replica_expert[layer] >= 0).sum()),
+                    float(before[worst, layer]),
+                    float(after[worst, layer]),
+                )
+                for layer in range(layers)
+            ],
+        ),
+    )
+
+
+def _replicas(axes: Axes, plan: Plan, order: NDArray[np.int64]) -> None:
+    """A dot on every expert that has replicas."""
+    layers, _, experts = plan.load.shape
+    counts = np.zeros((layers, experts), np.int64)
+    layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
+    np.add.at(counts, (layer, plan.replica_expert[layer, rank, slot]), 1)
+    counts = np.take_along_axis(counts, order, axis=1)
+    row, column = np.nonzero(counts)
+    cell = min(0.75 * WIDTH * 72 / experts, 11.0)  # points
+    area = (0.32 * cell) ** 2 * np.minimum(counts[row, column], 4)
+    dots = axes.scatter(column, row, s=area, c=INK, edgecolors=PAPER, linewidths=0.5)
+    dots.set_gid("replicas")
+
+
+def _axes(axes: Axes, ranks: int, experts: int) -> None:
+    step = -(-ranks // MAX_LABELS)
+    shown = np.arange(0, ranks, step)
+    axes.set_xticks((shown + 0.5) * experts / ranks - 0.5, [f"rank {rank}" for rank in shown])
+    axes.set_xlabel(f"{experts} experts by home rank")
+    axes.set_ylabel("layer")
+    whole_numbers(axes.yaxis)
+    bare(axes)
+
+
+def _gain(axes: Axes, before: NDArray[np.float64], after: NDArray[np.float64]) -> None:
+    rows = np.arange(len(before))
+    axes.hlines(rows, after, before, color=FAINT, linewidth=1)
+    axes.scatter(before, rows, s=14, color=MUTED).set_gid("before")
+    axes.scatter(after, rows, s=14, color=ACCENT).set_gid("after")
+    axes.set_xlim(min(0.98, 1 - 0.05 * (float(before.max()) - 1)))
+    axes.set_xlabel("imbalance")
+    axes.tick_params(axis="y", length=0, labelleft=False)
+    axes.spines["left"].set_visible(False)

@@ -1,0 +1,90 @@
+"""One HTML file with everything in it, and the figures as files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from foremoe import __version__
+from foremoe.errors import InvalidInputError
+from foremoe.report.chart import Cell, Chapter, Chart, Numbers
+from foremoe.report.style import styled
+
+MAX_CELLS = 3000  # of a table; a page is for reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A chart as the template takes it."""
+
+    chart: Chart
+    svg: Markup
+    rows: Sequence[Sequence[Cell]]
+
+
+def write_report(
+    path: Path, folder: Path | None, make_chapters: Callable[[], Sequence[Chapter]]
+) -> None:
+    """Draw the chapters, write the page, and with ``folder`` every figure; InvalidInputError."""
+    with styled():
+        chapters = make_chapters()
+        _name_apart(chapters)
+        _write_page(path, chapters)
+        if folder is not None:
+            _write_figures(folder, chapters)
+
+
+def _name_apart(chapters: Sequence[Chapter]) -> None:
+    """No two charts have the same slug: a later one gets its chapter's number."""
+    taken: set[str] = set()
+    for number, chapter in enumerate(chapters, start=1):
+        for chart in chapter.charts:
+            if chart.slug in taken:
+                chart.slug = f"{chart.slug}-{number}"
+            taken.add(chart.slug)
+
+
+def _write_page(path: Path, chapters: Sequence[Chapter]) -> None:
+    environment = Environment(
+        loader=PackageLoader("foremoe.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = _figure
+    sections = [[_section(chart) for chart in chapter.charts] for chapter in chapters]
+    content = environment.get_template("page.html").render(
+        version=__version__, chapters=list(zip(chapters, sections, strict=True))
+    )
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _write_figures(folder: Path, chapters: Sequence[Chapter]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{folder}: cannot be made ({error.strerror})") from error
+    for chapter in chapters:
+        for chart in chapter.charts:
+            chart.save(folder)
+
+
+def _section(chart: Chart) -> _Section:
+    # Markup: matplotlib has escaped its texts, and the alt text went through an XML writer.
+    return _Section(chart, Markup(chart.inline()), _shown(chart.numbers))
+
+
+def _shown(numbers: Numbers) -> Sequence[Sequence[Cell]]:
+    return numbers.rows[: MAX_CELLS // len(numbers.columns)]
+
+
+def _figure(value: Cell) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"

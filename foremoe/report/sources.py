@@ -1,0 +1,84 @@
+"""From what a user names, a file or a folder, to chapters."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from foremoe.errors import InvalidInputError
+from foremoe.planner.archive import load_plans
+from foremoe.planner.problem import Topology
+from foremoe.planner.validate import validate
+from foremoe.report.chart import Chapter
+from foremoe.report.chrome_trace import spans_of
+from foremoe.report.demo_chapter import demo_chapter
+from foremoe.report.plans_chapter import Hardware, plans_chapter
+from foremoe.report.plans_run import PlansRun
+from foremoe.report.policies_chapter import policies_chapter
+from foremoe.report.timeline_chart import timeline_chart
+
+SUFFIXES = (".json", ".npz")
+
+
+def chapters_of(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapter]:
+    """One chapter a file, in the order of their names. Raises InvalidInputError.
+
+    nodes: that the ranks of plans are on. hardware: what plans would run on.
+    """
+    if not path.is_dir():
+        return [_chapter(path, nodes, hardware)]
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if not files:
+        raise InvalidInputError(f"{path}: holds no .json and no .npz file")
+    return [_chapter(file, nodes, hardware) for file in files]
+
+
+def _chapter(path: Path, nodes: int, hardware: Hardware | None) -> Chapter:
+    if path.suffix == ".npz":
+        return plans_chapter(_plans(path, nodes), hardware)
+    content = _json(path)
+    for key, make in _KINDS.items():
+        first = content[0] if isinstance(content, list) and content else content
+        if isinstance(first, dict) and key in first:
+            return make(path, content)
+    raise InvalidInputError(
+        f"{path}: is neither of foremoe plan --json, foremoe demo --json nor a Chrome trace"
+    )
+
+
+def _plans(path: Path, nodes: int) -> PlansRun:
+    plans = load_plans(path)
+    if not plans or not plans[0].load.size:
+        raise InvalidInputError(f"{path}: holds no plan")
+    ranks, slots = plans[0].replica_expert.shape[1:]
+    if nodes < 1 or ranks % nodes:
+        raise InvalidInputError(f"--nodes: {ranks} ranks cannot be shared evenly by {nodes} nodes")
+    topology = Topology(ranks, ranks // nodes)
+    for index, plan in enumerate(plans):
+        try:
+            validate(plan, plan.load, topology, slots)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{path}: micro-step {index}: {error}") from error
+    return PlansRun(str(path), plans, topology)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise InvalidInputError(f"{path}: is no JSON ({error})") from error
+
+
+def _trace_chapter(path: Path, content: dict[str, Any]) -> Chapter:
+    spans = spans_of(path, content)
+    charts = [timeline_chart(stage, found) for stage, found in spans.items()]
+    return Chapter("Timeline", str(path), (), charts)
+
+
+_KINDS: dict[str, Callable[[Path, Any], Chapter]] = {
+    "traceEvents": _trace_chapter,
+    "policy": policies_chapter,
+    "stages": demo_chapter,
+}

@@ -1,0 +1,184 @@
+"""What ran when: compute, copies by path, planning, and in red what was waited for."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+
+from foremoe.report.chart import Chart, Numbers, new_drawing
+from foremoe.report.style import ACCENT, FAINT, GRID, INK, MUTED, RED, bare
+from foremoe.simulation.timeline import SECOND, Span
+
+_TRACK = re.compile(r"(?P<kind>.+?)(?: (?:into )?rank (?P<rank>\d+))?$")
+COMPUTE = ("other", "dispatch", "compute", "exposed")  # share one band
+COLOURS = {
+    "other": GRID,
+    "dispatch": FAINT,
+    "compute": MUTED,
+    "exposed": RED,
+    "planning": INK,
+}
+RESOLUTION = 1500  # what is closer than a part of this is drawn as one
+
+
+class Lane(NamedTuple):
+    """A band of the figure, and the rank within it; -1 where there is one for all ranks."""
+
+    band: str
+    rank: int
+
+
+def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
+    """The whole stage, and below it the micro-step that waited longest."""
+    lanes = _lanes(spans)
+    by_kind = _by_kind(spans)
+    exposed = _exposed(spans, lambda _: True)
+    for_copies = _exposed(spans, lambda span: not _is_gradient(span))
+    shown = max(exposed, key=lambda index: (for_copies[index], exposed[index], -index))
+    drawing = new_drawing(2.0 + 0.5 * len({lane.band for lane in lanes}) * 2)
+    whole, closer = drawing.subplots(2, 1)
+    start = min(span.start_ns for span in spans)
+    end = max(span.end_ns for span in spans)
+    _draw(whole, by_kind, lanes, start, end)
+    whole.set_title(f"the whole stage, {(end - start) / 1e6:.1f} ms")
+    window = [s for s in spans if s.micro_step == shown and _kind(s) in COMPUTE]
+    first, last = min(s.start_ns for s in window), max(s.end_ns for s in window)
+    _draw(closer, by_kind, lanes, first, last)
+    closer.set_title(f"micro-step {shown}, with {exposed[shown] / 1e6:.2f} ms exposed")
+    closer.set_xlabel("ms since the stage began")
+    for axes in (whole, closer):
+        ticks = axes.get_xaxis()
+        ticks.set_major_formatter(lambda value, _: f"{(value - start) / 1e6:g}")
+    waited, copies = sum(exposed.values()), sum(for_copies.values())
+    finding = (
+        f"{stage.capitalize()}: {waited / max(1, end - start):.1%} of the time is exposed, "
+        f"{copies / 1e6:.1f} ms for copies and {(waited - copies) / 1e6:.1f} ms for gradients"
+    )
+    return Chart(
+        f"timeline-{stage}",
+        finding,
+        "Dark grey: expert compute; light grey: dispatch and other work; blue: copies, a line for "
+        "each receiving rank; red: time that compute waited for a copy or a gradient.",
+        f"Time line of {len(spans)} spans. {finding}.",
+        drawing,
+        Numbers(
+            ("stream", "spans", "busy ms"),
+            [
+                (name, len(found), sum(s.end_ns - s.start_ns for s in found) / 1e6)
+                for name, found in by_kind.items()
+            ],
+        ),
+    )
+
+
+def needed_seconds(spans: Sequence[Span]) -> list[float]:
+    """When each micro-step began, in seconds since the first one; by index from 0."""
+    began: dict[int, int] = {}
+    for span in spans:
+        if _kind(span) in COMPUTE:
+            index = span.micro_step
+            began[index] = min(began.get(index, span.start_ns), span.start_ns)
+    first = min(began.values())
+    return [(began[index] - first) / SECOND for index in sorted(began)]
+
+
+def _kind(span: Span) -> str:
+    match = _TRACK.match(span.track)
+    return match["kind"] if match else span.track
+
+
+def _lane(span: Span) -> Lane:
+    match = _TRACK.match(span.track)
+    kind, rank = (match["kind"], match["rank"]) if match else (span.track, None)
+    return Lane("compute" if kind in COMPUTE else kind, -1 if rank is None else int(rank))
+
+
+def _lanes(spans: Sequence[Span]) -> dict[Lane, tuple[float, float]]:
+    """Bottom and height of every lane; bands are one high, planning and compute on top."""
+    found = sorted({_lane(span) for span in spans})
+    bands = sorted(
+        {lane.band for lane in found}, key=lambda b: (b != "planning", b != "compute", b)
+    )
+    places = {}
+    for position, band in enumerate(bands):
+        inside = [lane for lane in found if lane.band == band]
+        height = 0.8 / len(inside)
+        for row, lane in enumerate(inside):
+            places[lane] = (position + 0.1 + row * height, height * (0.8 if len(inside) > 1 else 1))
+    return places
+
+
+def _by_kind(spans: Sequence[Span]) -> dict[str, list[Span]]:
+    found: dict[str, list[Span]] = {}
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        found.setdefault(_kind(span), []).append(span)
+    drawn_last = {kind: COMPUTE.index(kind) if kind in COMPUTE else -1 for kind in found}
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: (drawn_last[kind], kind))}
+
+
+def _is_gradient(span: Span) -> bool:
+    return span.name.startswith("gradients")
+
+
+def _exposed(spans: Sequence[Span], counts: Callable[[Span], bool]) -> dict[int, int]:
+    """Nanoseconds waited in each micro-step, of the spans that count."""
+    waited = {span.micro_step: 0 for span in spans if _kind(span) in COMPUTE}
+    for span in spans:
+        if _kind(span) == "exposed" and counts(span):
+            waited[span.micro_step] += span.end_ns - span.start_ns
+    return waited
+
+
+def _draw(
+    axes: Axes,
+    by_kind: Mapping[str, Sequence[Span]],
+    lanes: Mapping[Lane, tuple[float, float]],
+    start: int,
+    end: int,
+) -> None:
+    finest = (end - start) / RESOLUTION
+    for kind, spans in by_kind.items():
+        boxes: list[tuple[float, float, float, float]] = []
+        for lane, runs in _merged(spans, start, end, finest).items():
+            bottom, height = lanes[lane]
+            boxes += [(a, b, bottom, bottom + height) for a, b in runs]
+        if boxes:
+            colour = COLOURS.get(kind, ACCENT)
+            axes.add_patch(PathPatch(_outline(boxes), facecolor=colour, linewidth=0, gid=kind))
+    bands = {lane.band: int(bottom) for lane, (bottom, _) in lanes.items()}
+    axes.set_yticks([place + 0.5 for place in bands.values()], list(bands))
+    axes.set_ylim(len(bands), 0)
+    axes.set_xlim(start, end)
+    bare(axes)
+
+
+def _merged(
+    spans: Sequence[Span], start: int, end: int, finest: float
+) -> dict[Lane, list[tuple[float, float]]]:
+    """Runs of each lane inside the window, at least ``finest`` long; close ones are one."""
+    runs: dict[Lane, list[tuple[float, float]]] = {}
+    for span in spans:
+        low, high = float(max(span.start_ns, start)), float(min(span.end_ns, end))
+        if high <= low:
+            continue
+        high = max(high, low + finest)
+        lane = runs.setdefault(_lane(span), [])
+        if lane and low - lane[-1][1] < finest:
+            lane[-1] = (lane[-1][0], max(high, lane[-1][1]))
+        else:
+            lane.append((low, high))
+    return runs
+
+
+def _outline(boxes: Sequence[tuple[float, float, float, float]]) -> Outline:
+    """All boxes as one path."""
+    corners = [
+        ((low, bottom), (high, bottom), (high, top), (low, top), (low, bottom))
+        for low, high, bottom, top in boxes
+    ]
+    codes = [Outline.MOVETO, *[Outline.LINETO] * 3, Outline.CLOSEPOLY] * len(boxes)
+    return Outline(np.array(corners).reshape(-1, 2), codes)

@@ -1,0 +1,78 @@
+"""Hooks on Transformers' routers: what observers see, and routers that are not known."""
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from foremoe.errors import InvalidInputError
+from foremoe.integrations.transformers_routers import hook_routers, selection_biases
+from foremoe.routing.balance_losses import count_experts
+from foremoe.routing.router_losses import LossWeights, RouterLosses
+from foremoe.routing.selection_bias import BiasBalancer
+from tests.integrations.transformers_models import FAMILIES, VOCABULARY
+
+
+def build(family: str, **options: Any) -> Any:
+    """A random model of the family, in this process."""
+    torch.manual_seed(0)
+    known = FAMILIES[family]
+    config = getattr(transformers, f"{known.model}Config")
+    return known.kind(config(**known.settings | options))
+
+
+def batch() -> Tensor:
+    return torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(1))
+
+
+def test_the_micro_batch_loss_is_transformers_own() -> None:
+    """Theirs is top_k times ours, and takes all layers for one: equal where there is one."""
+    model = build("mixtral", num_hidden_layers=1)
+    replay, _ = hook_routers(model, [0])
+    losses = RouterLosses((0,), 8, LossWeights(micro_batch=1.0))
+    replay.observers.append(losses)
+    with losses.observing():
+        expected = model(batch(), output_router_logits=True).aux_loss
+    total = losses.total()
+    assert 2 * total.item() == pytest.approx(expected.item(), rel=1e-6)
+    expected.backward(retain_graph=True)
+    router = model.model.layers[0].mlp.gate.weight
+    own, router.grad = router.grad, None
+    total.backward()
+    assert torch.allclose(2 * router.grad, own, rtol=1e-4, atol=1e-9)
+
+
+def test_selection_biases_move_by_what_the_routers_chose() -> None:
+    model = build("deepseek_v3")
+    replay, _ = hook_routers(model, [1, 2])
+    biases = selection_biases(model)
+    assert list(biases) == [1, 2]
+    before = {layer: bias.clone() for layer, bias in biases.items()}
+    balancer = BiasBalancer(biases, rate=0.5)
+    replay.observers.append(balancer)
+    for _ in range(2):  # as activation checkpointing runs it again
+        with balancer.micro_step(0), replay.record() as recorded:
+            model(batch())
+    chosen, counts = recorded(), balancer.update()
+    for position, layer in enumerate(replay.layers):
+        expected = count_experts(chosen[:, position], 8)
+        assert torch.equal(counts[layer], expected)
+        moved = model.model.layers[layer].mlp.gate.e_score_correction_bias - before[layer]
+        assert torch.equal(moved, 0.5 * torch.sign(expected.float().mean() - expected))
+
+
+def test_a_router_that_weighs_otherwise_is_refused() -> None:
+    model = build("qwen3_moe")
+    model.model.layers[1].mlp.gate.register_forward_hook(
+        lambda _module, _args, output: (output[0], output[1] * 2, output[2])
+    )
+    hook_routers(model, [1])
+    with pytest.raises(InvalidInputError, match="Qwen3MoeTopKRouter of layer 1 weighs experts"):
+        model(batch())
+
+
+def test_a_dense_layer_has_no_router() -> None:
+    with pytest.raises(InvalidInputError, match=r"no top-k router in layers \[0\]"):
+        hook_routers(build("qwen3_moe"), [0, 1])
