@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.planner_figures import rows
 from benchmarks.planner_loads import CONCENTRATION, TRACES
 from benchmarks.record import Record
+from benchmarks.table import rows
 from foremoe.foresight.trace import load_trace
 from foremoe.planner.cost import new_replicas
 from foremoe.planner.homes import contiguous_homes

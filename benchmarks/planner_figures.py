@@ -1,8 +1,23 @@
-"""What the planner's benchmark measures, and its tables in Markdown."""
+"""What the planner's benchmark measures, and how a workload's plans are measured."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
-TARGETS = (1.005, 1.01, 1.02, 1.03, 1.05, 1.10)
+import numpy as np
+
+from benchmarks.planner_loads import Workload
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.imbalance import imbalance
+from foremoe.planner.over_time import resident
+from foremoe.planner.plan import Plan
+from foremoe.planner.policies import POLICIES, Policy
+from foremoe.planner.problem import StageProblem, Topology
+from foremoe.planner.step_homes import step_homes
+from foremoe.planner.validate import validate
+
+KEEP = "keep"  # stay with what the micro-step before left, and look no further
+PLANNED: dict[str, Policy] = {**POLICIES, KEEP: partial(resident, lookahead=0)}
 
 
 @dataclass(frozen=True)
@@ -18,105 +33,107 @@ class Figure:
     imbalance_mean: float
     imbalance_p99: float
     imbalance_max: float
-    gap_to_bound_mean: float
+    bound_mean: float  # the least imbalance with these homes and spare slots
+    bound_max: float
     replicas: float
     copies: float
     copies_across_nodes: float
-    tokens_across_nodes: float  # share of all pairs dispatched to another node
+    pairs: float
+    pairs_across_nodes: float  # computed on another node than they originate on
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Microseconds for one (micro-step, layer), everything included."""
-
-    case: str
-    aim: str  # the best balance, a target, or the least estimated time
-    microseconds: float
-
-
-@dataclass(frozen=True)
-class StageTiming:
-    """A whole stage planned over time."""
-
-    micro_steps: int
-    layers: int
-    experts: int
-    ranks: int
-    spare_slots: int
-    seconds: float
-    first_plan_milliseconds: float
-
-
-def markdown(
-    balance: list[Figure],
-    over_time: list[Figure],
-    frontier: list[Figure],
-    nodes: list[Figure],
-    timings: list[Timing],
-    stage: StageTiming,
-) -> str:
-    """All tables, each under its heading."""
-    lines = ["## Balance", "", "Best balance, every micro-step planned alone.", ""]
-    lines += rows(
-        ["workload", "homes", "policy", "R", "imbalance", "p99", "max", "above bound", "copies"],
-        [
-            [f.workload, f.homes, f.policy, str(f.spare_slots), f"{f.imbalance_mean:.4f}",
-             f"{f.imbalance_p99:.4f}", f"{f.imbalance_max:.4f}", f"{f.gap_to_bound_mean:.3%}",
-             f"{f.copies:.2f}"]
-            for f in balance
-        ],
-    )  # fmt: skip
-    lines += ["## Copies", "", "Target 1.02; a copy is new on its rank.", ""]
-    lines += rows(
-        ["workload", "homes", "planned", "R", "imbalance", "max", "replicas", "copies"],
-        [
-            [f.workload, f.homes, "alone" if f.policy == "foremoe" else "over time",
-             str(f.spare_slots), f"{f.imbalance_mean:.4f}", f"{f.imbalance_max:.4f}",
-             f"{f.replicas:.2f}", f"{f.copies:.3f}"]
-            for f in over_time
-        ],
-    )  # fmt: skip
-    lines += ["## Frontier", "", f"{frontier[0].workload}: copies by target.", ""]
-    found = {(f.policy, f.spare_slots, f.target): f.copies for f in frontier}
-    lines += rows(
-        ["planned", "R", *(f"{target:g}" for target in TARGETS)],
-        [
-            [name, str(slots), *(f"{found[policy, slots, target]:.2f}" for target in TARGETS)]
-            for policy, name in (("foremoe", "alone"), ("resident", "over time"))
-            for slots in (1, 2, 4)
-        ],
+def measure(
+    workload: Workload,
+    homes: str,
+    policy: str,
+    spare_slots: int,
+    target: float | None = None,
+    nodes: int = 1,
+) -> Figure:
+    """Plan, check every plan, and count."""
+    problem = pose(workload, homes, spare_slots, target, nodes)
+    plans = list(PLANNED[policy](problem))
+    for plan, load in zip(plans, problem.load, strict=True):
+        validate(plan, load, problem.topology, spare_slots)
+    tokens = np.stack([plan.rank_tokens() for plan in plans])
+    reached = imbalance(tokens)
+    least = np.stack([plan.bound for plan in plans]) / np.maximum(tokens.mean(axis=2), 1)
+    samples = len(plans) * problem.load.shape[1]
+    copies, across = _copies(plans, problem.topology)
+    return Figure(
+        workload=workload.name,
+        homes=homes,
+        policy=policy,
+        spare_slots=spare_slots,
+        target=target,
+        nodes=nodes,
+        imbalance_mean=float(reached.mean()),
+        imbalance_p99=float(np.quantile(reached, 0.99)),
+        imbalance_max=float(reached.max()),
+        bound_mean=float(least.mean()),
+        bound_max=float(least.max()),
+        replicas=sum(plan.replicas() for plan in plans) / samples,
+        copies=copies / samples,
+        copies_across_nodes=across / samples,
+        pairs=float(tokens.sum()) / samples,
+        pairs_across_nodes=_pairs_across(plans, problem.topology) / samples,
     )
-    lines += [
-        "## Nodes",
-        "",
-        f"{nodes[0].workload}, 8 nodes of 8 ranks. After each"
-        " peer, foremoe with the peer's mean imbalance as its target.",
-        "",
-    ]
-    lines += rows(
-        ["policy", "homes", "R", "imbalance", "copies", "across nodes", "tokens across nodes"],
-        [
-            [f.policy, f.homes, str(f.spare_slots), f"{f.imbalance_mean:.4f}", f"{f.copies:.2f}",
-             f"{f.copies_across_nodes:.2f}", f"{f.tokens_across_nodes:.1%}"]
-            for f in nodes
-        ],
-    )  # fmt: skip
-    lines += ["## Time", "", "One core, by micro-step and layer, everything included.", ""]
-    lines += rows(
-        ["case", "aim", "µs"],
-        [[t.case, t.aim, f"{t.microseconds:.0f}"] for t in timings],
+
+
+def pose(
+    workload: Workload, homes: str, spare_slots: int, target: float | None, nodes: int = 1
+) -> StageProblem:
+    """The whole workload as one mini-batch; homes are ``contiguous`` or ``step``."""
+    micro_steps, layers, ranks, experts = workload.load.shape
+    topology = Topology(ranks, ranks // nodes)
+    home = contiguous_homes(layers, experts, ranks)
+    if homes == "step":
+        home = step_homes(workload.load.sum(axis=2), home, ranks, topology.ranks_per_node)
+    return StageProblem(
+        workload.load, home, np.zeros(micro_steps, np.int32), topology, spare_slots, target
     )
-    lines += [
-        f"Over time: {stage.micro_steps} micro-steps of {stage.layers} layers, {stage.experts} "
-        f"experts on {stage.ranks} ranks in {stage.seconds:.2f} s, the first plan after "
-        f"{stage.first_plan_milliseconds:.1f} ms.",
-        "",
-    ]
-    return "\n".join(lines)
 
 
-def rows(header: list[str], cells: list[list[str]]) -> list[str]:
-    """A table in Markdown."""
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in cells]
-    return [*lines, ""]
+def only(figures: Iterable[Figure], **wanted: object) -> Figure:
+    """The one figure with these values."""
+    (found,) = (
+        figure
+        for figure in figures
+        if all(getattr(figure, name) == value for name, value in wanted.items())
+    )
+    return found
+
+
+def _copies(plans: list[Plan], topology: Topology) -> tuple[int, int]:
+    """Replicas and homes that were not on their rank before, and those from another node."""
+    copies = across = 0
+    before = np.zeros((*plans[0].home.shape, topology.ranks), np.bool_)  # [L, E, P]
+    node = np.arange(topology.ranks) // topology.ranks_per_node
+    for index, plan in enumerate(plans):
+        hosted = np.zeros_like(before)
+        layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
+        hosted[layer, plan.replica_expert[layer, rank, slot], rank] = True
+        np.put_along_axis(hosted, plan.home[:, :, None], True, axis=2)
+        if index == 0:  # homes are where they are when the stage begins
+            np.put_along_axis(before, plan.home[:, :, None], True, axis=2)
+        new_layer, new_expert, new_rank = np.nonzero(hosted & ~before)
+        owner = plan.home[new_layer, new_expert]
+        copies += len(new_layer)
+        across += int(np.count_nonzero(node[owner] != node[new_rank]))
+        before = hosted
+    return copies, across
+
+
+def _pairs_across(plans: list[Plan], topology: Topology) -> int:
+    node = np.arange(topology.ranks) // topology.ranks_per_node
+    far = node[:, None] != node[None, :]  # [source, rank]
+    crossing = 0
+    for plan in plans:
+        left = plan.load.copy()
+        for layer, rank, slot in np.argwhere(plan.replica_expert >= 0):
+            served = plan.replica_tokens[layer, :, rank, slot]
+            crossing += int(served[far[:, rank]].sum())
+            left[layer, :, plan.replica_expert[layer, rank, slot]] -= served
+        home_far = node[None, :, None] != node[plan.home][:, None, :]  # [L, source, E]
+        crossing += int(left[home_far].sum())
+    return crossing

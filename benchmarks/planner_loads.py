@@ -24,10 +24,6 @@ class Workload:
     name: str
     load: NDArray[np.int64]
 
-    @property
-    def ranks(self) -> int:
-        return int(self.load.shape[2])
-
 
 def recorded(ranks: int, sequences_per_micro_step: int = 8) -> Workload:
     """gpt-oss-20b: 500 generated sequences, 24 layers, 32 experts, top-4."""
@@ -55,6 +51,13 @@ def drawn_with_256_experts(ranks: int, micro_steps: int, layers: int) -> Workloa
         heat = archive["qwen3_30b_a3b"][: 2 * layers].astype(np.float64)
     both = np.concatenate([heat[0::2], heat[1::2]], axis=1)
     return Workload(f"256 experts, P = {ranks}", _draw(both, ranks, micro_steps, 8, 0))
+
+
+def pooled(workload: Workload, experts: int) -> Workload:
+    """The same load with neighbouring experts taken together, ``experts`` in all."""
+    load = workload.load
+    shape = (*load.shape[:3], experts, load.shape[3] // experts)
+    return Workload(f"{workload.name}, E = {experts}", load.reshape(shape).sum(axis=4))
 
 
 def _draw(

@@ -28,14 +28,15 @@ LOOKAHEAD = 32  # micro-steps; more change next to nothing, the weights have dec
 DEFAULT_TARGET = 1.02
 
 
-def resident(problem: StageProblem) -> Iterator[Plan]:
+def resident(problem: StageProblem, lookahead: int = LOOKAHEAD) -> Iterator[Plan]:
     """Plan each mini-batch over time, to ``problem.target`` or else to an imbalance of 1.02.
 
+    lookahead: coming micro-steps that are taken into account; 0 only keeps what is there.
     With a cost model and no target, a layer whose replicas would cost time is computed at home.
     """
     starts = np.flatnonzero(np.diff(problem.mini_batch, prepend=problem.mini_batch[:1] - 1))
     for start, end in zip(starts, [*starts[1:], problem.micro_steps], strict=True):
-        slots = _Slots(problem, int(start), int(end))
+        slots = _Slots(problem, int(start), int(end), lookahead)
         for micro_step in range(int(start), int(end)):
             yield slots.plan(micro_step)
 
@@ -43,9 +44,9 @@ def resident(problem: StageProblem) -> Iterator[Plan]:
 class _Slots:
     """What the slots hold while one mini-batch is planned, and the flows of what comes next."""
 
-    def __init__(self, problem: StageProblem, start: int, end: int) -> None:
+    def __init__(self, problem: StageProblem, start: int, end: int, lookahead: int) -> None:
         _, layers, ranks, experts = problem.load.shape
-        rows = min(end - start, LOOKAHEAD + 1)
+        rows = min(end - start, lookahead + 1)
         places = problem.spare_slots
         self.problem, self.start, self.end = problem, start, end
         self.rows, self.loaded = rows, start

@@ -1,0 +1,120 @@
+"""The planner's figures as tables in Markdown."""
+
+from benchmarks.planner_aims import balance_aims, copy_aims, node_aims, time_aims
+from benchmarks.planner_cases import PEERS, SLOTS, TARGETS, WAYS
+from benchmarks.planner_figures import Figure, only
+from benchmarks.planner_time import ALONE, OVER_TIME, Part, Point, StageTiming, Timing
+from benchmarks.table import aims_table, rows
+from foremoe.planner.preset import model_preset
+
+
+def balance_tables(figures: list[Figure]) -> list[str]:
+    """Mean imbalance by policy; mean, p99 and worst of foremoe beside the least possible."""
+    cases: dict[tuple[str, str, int], dict[str, Figure]] = {}
+    for figure in figures:
+        case = (figure.workload, figure.homes, figure.spare_slots)
+        cases.setdefault(case, {})[figure.policy] = figure
+    names = ("none", *PEERS, "foremoe")
+    lines = ["### Balance", ""]
+    lines += rows(
+        ["mean imbalance", "homes", "R", *(f"`{name}`" for name in names)],
+        [
+            [workload, homes, str(slots),
+             *(f"{found[name].imbalance_mean:.4f}" if name in found else "" for name in names)]
+            for (workload, homes, slots), found in cases.items()
+        ],
+    )  # fmt: skip
+    lines += rows(
+        ["`foremoe`", "homes", "R", "mean", "p99", "worst", "least mean", "least worst", "copies"],
+        [
+            [workload, homes, str(slots), f"{own.imbalance_mean:.4f}", f"{own.imbalance_p99:.4f}",
+             f"{own.imbalance_max:.4f}", f"{own.bound_mean:.4f}", f"{own.bound_max:.4f}",
+             f"{own.copies:.2f}"]
+            for (workload, homes, slots), found in cases.items()
+            for own in (found["foremoe"],)
+        ],
+    )  # fmt: skip
+    return lines + aims_table(balance_aims(figures))
+
+
+def copy_tables(over_time: list[Figure], frontier: list[Figure]) -> list[str]:
+    """Copies at target 1.02, and by target."""
+    lines = ["### Copies at target 1.02", ""]
+    lines += rows(
+        ["workload", "homes", "planned", "R", "imbalance", "worst", "replicas", "copies"],
+        [
+            [f.workload, f.homes, WAYS[f.policy], str(f.spare_slots), f"{f.imbalance_mean:.4f}",
+             f"{f.imbalance_max:.4f}", f"{f.replicas:.2f}", f"{f.copies:.3f}"]
+            for f in over_time
+        ],
+    )  # fmt: skip
+    lines += aims_table(copy_aims(over_time))
+    lines += ["### Frontier", ""]
+    lines += rows(
+        ["copies at target", "R", *(f"{target:g}" for target in TARGETS)],
+        [
+            [way, str(slots)]
+            + [
+                f"{only(frontier, policy=policy, spare_slots=slots, target=target).copies:.2f}"
+                for target in TARGETS
+            ]
+            for policy, way in WAYS.items()
+            for slots in SLOTS
+        ],
+    )
+    return lines
+
+
+def node_tables(pairs: list[tuple[Figure, Figure]]) -> list[str]:
+    """What crosses nodes: each peer beside foremoe at its balance."""
+    lines = ["### Between nodes", ""]
+    lines += rows(
+        ["", "homes", "R", "imbalance", "copies", "copies across", "pairs across", "MB across"],
+        [
+            [f"`{f.policy}`{note}", f.homes, str(f.spare_slots), f"{f.imbalance_mean:.4f}",
+             f"{f.copies:.1f}", f"{f.copies_across_nodes:.1f}",
+             f"{f.pairs_across_nodes / f.pairs:.1%}", f"{_megabytes(f):.0f}"]
+            for peer, own in pairs
+            for f, note in ((peer, ""), (own, "" if own.target == 1.02 else " at its imbalance"))
+        ],
+    )  # fmt: skip
+    return lines + aims_table(node_aims(pairs))
+
+
+def _megabytes(figure: Figure) -> float:
+    """Between nodes for one forward pass of a layer: weights, and states there and back, bf16."""
+    model = model_preset("qwen3-30b-a3b")
+    states = figure.pairs_across_nodes * 2 * 2 * model.hidden
+    return (figure.copies_across_nodes * model.expert_bytes + states) / 1e6
+
+
+def time_tables(
+    timings: list[Timing], stage: StageTiming, parts: list[Part], points: list[Point]
+) -> list[str]:
+    """Processor time, where it goes, and how it grows."""
+    lines = ["### Time", ""]
+    lines += aims_table(time_aims(timings, stage))
+    lines += rows(
+        ["E", "P", "planned", "part", "µs", "share"],
+        [
+            [str(p.experts), str(p.ranks), p.planned, p.part, f"{p.microseconds:.1f}",
+             f"{p.microseconds / _whole(parts, p):.0%}"]
+            for p in parts
+        ],
+    )  # fmt: skip
+    found = {(p.axis, p.value, p.planned): p.microseconds for p in points}
+    cases = dict.fromkeys((point.axis, point.value) for point in points)
+    lines += rows(
+        ["", "", f"{ALONE}: µs", f"{OVER_TIME}: µs"],
+        [
+            [axis, str(value), f"{found[axis, value, ALONE]:.0f}",
+             f"{found[axis, value, OVER_TIME]:.0f}"]
+            for axis, value in cases
+        ],
+    )  # fmt: skip
+    return lines
+
+
+def _whole(parts: list[Part], part: Part) -> float:
+    case = (part.experts, part.ranks, part.planned)
+    return sum(p.microseconds for p in parts if (p.experts, p.ranks, p.planned) == case)
