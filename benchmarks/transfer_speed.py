@@ -1,22 +1,15 @@
-"""How much of a link's speed the transfer engine reaches: paired, interleaved, in one run.
+"""The engine beside the plain operation, for the same bytes between two processes.
 
-    python -m benchmarks.transfer [--expert-mib 8] [--rounds 12] [--json FILE]
-
-Two processes, one thread each. Every figure is the time of the plain operation divided by the time
-of the engine for the same bytes, measured in turns (A B B A): 1.0 means that the engine costs
-nothing beside the bytes. Plain is ``Tensor.copy_`` from the same shared memory for the host path
-and ``send``/``recv`` of whole slabs over gloo, all posted at once, for the peer path.
+One thread each. Plain is ``Tensor.copy_`` from the same shared memory for the host path, and
+``send``/``recv`` of whole slabs over gloo, all posted at once, for the peer path. 1.0 means that
+the engine costs nothing beside the bytes.
 """
 
-import argparse
-import json
 import multiprocessing
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,6 +20,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.pairing import ratio, turns
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
 from foremoe.transfer.engine import TransferEngine
@@ -39,19 +33,7 @@ COPIES = LAYERS * SPARE_SLOTS
 HOST_ONLY, PEER_ONLY = PathSpeed(1.0, 0.0), PathSpeed(0.0, 1.0)
 
 Measure = Callable[[int], None]  # one run; the argument tells odd runs from even ones
-
-
-@dataclass(frozen=True)
-class Figure:
-    """plain_seconds / engine_seconds, median over pairs with a 95% bootstrap interval."""
-
-    name: str
-    bytes_a_run: int
-    ratio: float
-    low: float
-    high: float
-    engine_gigabytes_per_second: float
-    plain_gigabytes_per_second: float
+Figure = dict[str, Any]
 
 
 class Rank:
@@ -92,8 +74,9 @@ class Rank:
 
     def move(self, engine: TransferEngine, wanted: NDArray[np.int32]) -> None:
         """All layers' replicas, from the promise to the moment the last one is usable."""
-        for layer in range(LAYERS):
-            engine.promise(layer, self.home[layer], wanted)
+        with engine.together():
+            for layer in range(LAYERS):
+                engine.promise(layer, self.home[layer], wanted)
         for layer in range(LAYERS):
             engine.acquire(layer)
         for layer in range(LAYERS):
@@ -128,7 +111,7 @@ def wanted(run: int, *, both_ways: bool) -> NDArray[np.int32]:
     return replicas
 
 
-def host_path(rank: Rank, rounds: int) -> Figure | None:
+def host_path(rank: Rank, pairs: int) -> Figure | None:
     engine = rank.engine(HOST_ONLY)
 
     def plain(run: int) -> None:
@@ -146,13 +129,13 @@ def host_path(rank: Rank, rounds: int) -> Figure | None:
         "host path / copy_",
         lambda run: rank.move(engine, wanted(run, both_ways=False)),
         plain,
-        rounds,
+        pairs,
     )
     engine.close()
     return figure
 
 
-def peer_path(rank: Rank, rounds: int, *, both_ways: bool) -> Figure | None:
+def peer_path(rank: Rank, pairs: int, *, both_ways: bool) -> Figure | None:
     engine = rank.engine(PEER_ONLY)
     source = [torch.randint(0, 255, (rank.layout.nbytes,), dtype=torch.uint8) for _ in rank.slots]
 
@@ -171,45 +154,39 @@ def peer_path(rank: Rank, rounds: int, *, both_ways: bool) -> Figure | None:
         f"peer path / gloo send-recv, {'both ways' if both_ways else 'one way'}",
         lambda run: rank.move(engine, wanted(run, both_ways=both_ways)),
         plain,
-        rounds,
+        pairs,
     )
     engine.close()
     return figure
 
 
-def paired(rank: Rank, name: str, engine: Measure, plain: Measure, rounds: int) -> Figure | None:
-    """Run A B B A ``rounds`` times after one warm-up; the figure on rank 0."""
-    order = [engine, plain, plain, engine]
-    runs = {engine: 0, plain: 0}
-    seconds: dict[Measure, list[float]] = {engine: [], plain: []}
-    for round_ in range(rounds + 1):
-        for measure in order:
-            dist.barrier()
-            started = time.perf_counter()
-            measure(runs[measure])
-            dist.barrier()
-            runs[measure] += 1
-            if round_ > 0:
-                seconds[measure].append(time.perf_counter() - started)
+def paired(rank: Rank, name: str, engine: Measure, plain: Measure, pairs: int) -> Figure | None:
+    """Run both in turns after a warm-up; the figure on rank 0."""
+    runs = {True: 0, False: 0}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    for index, by_engine in enumerate(turns(pairs + 1)):
+        dist.barrier()
+        started = time.perf_counter()
+        (engine if by_engine else plain)(runs[by_engine])
+        dist.barrier()
+        runs[by_engine] += 1
+        if index >= 2:
+            seconds[by_engine].append(time.perf_counter() - started)
     if rank.rank != 0:
         return None
     moved = COPIES * rank.layout.payload_bytes
-    engine_seconds, plain_seconds = np.array(seconds[engine]), np.array(seconds[plain])
-    ratios = plain_seconds / engine_seconds
-    draws = np.random.default_rng(0).choice(ratios, (2000, ratios.size))
-    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
-    return Figure(
-        name,
-        moved,
-        float(np.median(ratios)),
-        float(low),
-        float(high),
-        moved / float(np.median(engine_seconds)) / 1e9,
-        moved / float(np.median(plain_seconds)) / 1e9,
-    )
+    return {
+        "name": name,
+        "bytes_a_run": moved,
+        "plain_over_engine": asdict(ratio(seconds[False], seconds[True])),
+        "engine_gigabytes_per_second": moved / float(np.median(seconds[True])) / 1e9,
+        "plain_gigabytes_per_second": moved / float(np.median(seconds[False])) / 1e9,
+    }
 
 
-def run_rank(rank: int, folder: str, arguments: argparse.Namespace, answer: Any) -> None:
+def run_rank(
+    rank: int, folder: str, directory: Path, expert_mib: float, pairs: int, answer: Any
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -218,60 +195,35 @@ def run_rank(rank: int, folder: str, arguments: argparse.Namespace, answer: Any)
         world_size=2,
         timeout=timedelta(seconds=120),
     )
-    state = Rank(rank, int(arguments.expert_mib * 2**20), arguments.cache_directory)
+    state = Rank(rank, int(expert_mib * 2**20), directory)
     figures = [
-        host_path(state, arguments.rounds),
-        peer_path(state, arguments.rounds, both_ways=False),
-        peer_path(state, arguments.rounds, both_ways=True),
+        host_path(state, pairs),
+        peer_path(state, pairs, both_ways=False),
+        peer_path(state, pairs, both_ways=True),
     ]
     if rank == 0:
         answer.send(figures)
     dist.destroy_process_group()
 
 
-def record(figures: list[Figure], arguments: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "benchmark": "transfer",
-        "figures": [asdict(figure) for figure in figures],
-        "expert_mib": arguments.expert_mib,
-        "rounds": arguments.rounds,
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--expert-mib", type=float, default=8.0, help="size of one expert")
-    parser.add_argument("--rounds", type=int, default=12, help="A B B A rounds per figure")
-    parser.add_argument("--cache-directory", type=Path, default=Path("/dev/shm"))
-    parser.add_argument("--json", type=Path, help="where to write the record")
-    arguments = parser.parse_args()
+def measure(directory: Path, expert_mib: float, pairs: int) -> list[Figure]:
+    """Both paths, each over ``pairs`` pairs; the host cache lies in ``directory``."""
     context = multiprocessing.get_context("spawn")
     receiver, answer = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(target=run_rank, args=(rank, folder, arguments, answer))
+            context.Process(
+                target=run_rank, args=(rank, folder, directory, expert_mib, pairs, answer)
+            )
             for rank in range(2)
         ]
         for process in ranks:
             process.start()
         answer.close()
-        figures: list[Figure] = receiver.recv()
-        for process in ranks:
-            process.join()
-    print(f"{'plain / engine time':<40} {'ratio':>6} {'95% interval':>15} {'GB/s':>6} {'plain':>6}")
-    for figure in figures:
-        print(
-            f"{figure.name:<40} {figure.ratio:>6.3f} {figure.low:>7.3f}-{figure.high:<7.3f} "
-            f"{figure.engine_gigabytes_per_second:>6.2f} {figure.plain_gigabytes_per_second:>6.2f}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(record(figures, arguments), indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        try:
+            figures: list[Figure] = receiver.recv()
+        finally:
+            for process in ranks:
+                process.join(timeout=30)
+                process.kill()
+    return figures
