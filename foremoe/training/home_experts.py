@@ -1,6 +1,6 @@
 """A rank's own experts of one layer: where their parameters and gradients live."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -78,12 +78,10 @@ class HomeExperts:
             if total is not target:
                 target.copy_(total)
 
-    def owns(self, parameters: Iterable[object]) -> bool:
-        """Whether any of ``parameters`` belongs to these experts."""
-        own: set[int] = set()
+    def each_parameter(self) -> Iterator[nn.Parameter]:
+        """All parameters, fused or not."""
         for given in self.parameters.values():
-            own |= {id(given)} if isinstance(given, nn.Parameter) else set(map(id, given))
-        return any(id(parameter) in own for parameter in parameters)
+            yield from [given] if isinstance(given, nn.Parameter) else given
 
     def _weights_of(self, row: int) -> dict[str, Tensor]:
         return {

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from foremoe.client.rank import MicroStepReport
 from foremoe.training.lookahead import AgreedPlan
+from foremoe.transfer.copies import Path
 from foremoe.transfer.replica import Replica
+from foremoe.transfer.statistics import TransferStatistics
 
 
 @dataclass(slots=True)
@@ -34,6 +36,16 @@ class MicroStepRecord:
     host_copies: int = 0
     peer_copies: int = 0
     seconds: float = 0.0
+
+    def add(self, statistics: TransferStatistics) -> None:
+        """Count what the engine did."""
+        self.exposed_seconds += statistics.exposed_seconds
+        self.exposed_gradient_seconds += statistics.exposed_gradient_seconds
+        self.host_bytes += statistics.host_bytes
+        self.peer_bytes += statistics.peer_bytes
+        self.gradient_bytes += statistics.gradient_bytes
+        self.host_copies += statistics.copies[Path.HOST]
+        self.peer_copies += statistics.copies[Path.PEER]
 
     def report(self) -> MicroStepReport:
         """As the runtime takes it."""

@@ -17,13 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from foremoe.client.rank import MicroStepReport, RankPlan
 from foremoe.errors import (
@@ -41,7 +40,7 @@ from foremoe.training.layout import GroupLayout
 from foremoe.training.lookahead import AgreedPlan, Lookahead
 from foremoe.training.micro_step import MicroStepRecord, MicroStepRun
 from foremoe.training.split_table import SplitTable
-from foremoe.transfer.copies import Path
+from foremoe.training.step_guard import StepGuard
 from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.replica import Replica
@@ -99,7 +98,6 @@ class RankSession:
         mover: HomeMover | None = None,
     ) -> None:
         self.group = group
-        self._homes = {home.layer: home for home in homes}
         self._control_group = control_group
         self._engine = engine
         self._client = client
@@ -110,7 +108,7 @@ class RankSession:
         self._run: MicroStepRun | None = None
         self._promised: AgreedPlan | None = None
         self._failed = False
-        self._step_hook = register_optimizer_step_pre_hook(self._before_optimizer_step)
+        self._guard = StepGuard(homes, self._refuse_missing_gradients)
         engine.weights_changed()
 
     @contextmanager
@@ -244,7 +242,7 @@ class RankSession:
 
     def close(self) -> None:
         """End the background threads; do not compute with the attached model afterwards."""
-        self._step_hook.remove()
+        self._guard.close()
         if self._mover is not None:
             self._mover.close()
         if self._client is not None:
@@ -398,31 +396,14 @@ class RankSession:
         for position in reversed(layers):
             self._end_layer(run, position)
         self._engine.collect_gradients()
-        self._add_statistics(run.record)
+        run.record.add(self._engine.statistics())
 
     def _bring_gradients_home(self, run: StageRun) -> None:
         """The stage ends in the middle of a mini-batch: the next one may be long in coming."""
         if self._engine.owing:
             self._engine.return_gradients()
             self._engine.collect_gradients()
-            self._add_statistics(run.records[-1])
-
-    def _add_statistics(self, record: MicroStepRecord) -> None:
-        statistics = self._engine.statistics()
-        record.exposed_seconds += statistics.exposed_seconds
-        record.exposed_gradient_seconds += statistics.exposed_gradient_seconds
-        record.host_bytes += statistics.host_bytes
-        record.peer_bytes += statistics.peer_bytes
-        record.gradient_bytes += statistics.gradient_bytes
-        record.host_copies += statistics.copies[Path.HOST]
-        record.peer_copies += statistics.copies[Path.PEER]
-
-    def _before_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:
-        """Called by torch before any optimizer of this process changes weights."""
-        if self._failed or self._engine.owing:
-            stepped = [p for group in optimizer.param_groups for p in group["params"]]
-            if any(home.owns(stepped) for home in self._homes.values()):
-                self._refuse_missing_gradients()
+            run.records[-1].add(self._engine.statistics())
 
     def _refuse_missing_gradients(self) -> None:
         if self._failed:
