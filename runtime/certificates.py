@@ -15,32 +15,29 @@ class ServerCertificate:
 
     def __init__(self, credentials: Credentials, pem: TlsPem) -> None:
         self._credentials = credentials
-        self._pem = pem
+        self._first = pem
         self._stamp = credentials.stamp()
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """For ports that demand a client certificate signed by one of the authorities."""
         return grpc.dynamic_ssl_server_credentials(
-            _configuration(self._pem),
+            _configuration(self._first),
             self._fetch,  # type: ignore[arg-type]  # the stubs know of no None, gRPC does
             require_client_authentication=True,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """What replaces the certificate, None for nothing; called on gRPC's threads."""
+        stamp = self._credentials.stamp()
+        if stamp == self._stamp:
+            return None
+        self._stamp = stamp
         try:
-            stamp = self._credentials.stamp()
-            if stamp == self._stamp:
-                return None
             pem = self._credentials.read_tls()
         except InvalidInputError as error:
             log.warning("TLS goes on with the files read before: %s", error)
             return None
         assert pem is not None
-        self._stamp = stamp
-        if pem == self._pem:
-            return None
-        self._pem = pem
         log.info("TLS goes on with the files as they are now")
         return _configuration(pem)
 

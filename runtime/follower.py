@@ -40,6 +40,7 @@ _METHODS = {
     for method in service.methods
 }
 _LOST = "the leader does not answer; plans come again when it is back"
+_LOOK_AGAIN_SECONDS = 0.5
 _NO_ANSWER = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -171,22 +172,23 @@ class Follower(grpc.GenericRpcHandler):
                     "found" if connected else "lost: ranks go on unbalanced; still looking for it",
                     self._address.target,
                 )
-            if not connected:
-                await self._renew_channel()
-            if channel is self._channel:
+            if connected:
                 await channel.wait_for_state_change(state)
+            else:  # one failed attempt looks like the next
+                await self._renew_channel()
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
     async def _renew_channel(self) -> None:
         """A channel shows the files it was opened with; open another one if they have changed."""
+        stamp = self._credentials.stamp()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
         try:
-            stamp = self._credentials.stamp()
-            if stamp == self._stamp:
-                return
             channel = open_async_channel(self._address, self._credentials)
         except InvalidInputError as error:
             log.warning("the leader is asked with the credentials read before: %s", error)
             return
-        self._stamp = stamp
         before, self._channel = self._channel, channel
         await before.close()
         log.info("the leader is asked with the credentials as they are now")

@@ -21,19 +21,20 @@ def run_ranks(
     *arguments: Any,
     timeout_seconds: float = 100,
     killed: frozenset[int] = frozenset(),
+    prepare: Callable[[int], None] | None = None,
 ) -> list[Any]:
     """Run ``function(rank, *arguments)`` on ``ranks`` processes joined by gloo; results by rank.
 
     ``function`` lives in an importable module (not in a test file's local scope). A failure on any
     rank ends the others and raises AssertionError with that rank's traceback. killed: ranks that
-    kill themselves with SIGKILL; their result is None.
+    kill themselves with SIGKILL; their result is None. prepare: called with the rank, first of all.
     """
     with tempfile.TemporaryDirectory() as folder:
         results: Any = _context.Queue()
         processes = [
             _context.Process(
                 target=_rank_main,
-                args=(rank, ranks, folder, results, function, arguments, not killed),
+                args=(rank, ranks, folder, results, function, arguments, not killed, prepare),
             )
             for rank in range(ranks)
         ]
@@ -68,7 +69,10 @@ def _rank_main(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     all_survive: bool,
+    prepare: Callable[[int], None] | None,
 ) -> None:
+    if prepare is not None:
+        prepare(rank)
     import torch
     import torch.distributed as dist
 

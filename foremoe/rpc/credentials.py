@@ -50,14 +50,9 @@ class Credentials:
     def has_tls(self) -> bool:
         return self.tls_cert is not None
 
-    def stamp(self) -> tuple[tuple[int, int, int], ...]:
-        """Differs when a file was replaced or written. Raises InvalidInputError for one missing."""
-        paths = [path for name in fields(self) if (path := getattr(self, name.name))]
-        try:
-            stats = [os.stat(path) for path in paths]
-        except OSError as error:
-            raise InvalidInputError(f"{error.filename}: {error.strerror}") from None
-        return tuple((stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
+    def stamp(self) -> tuple[tuple[int, int, int] | None, ...]:
+        """Differs when a file was written, replaced or removed."""
+        return tuple(_stamp(path) for one in fields(self) if (path := getattr(self, one.name)))
 
     def read_tls(self) -> TlsPem | None:
         """None without TLS.
@@ -100,6 +95,14 @@ class Credentials:
                 "characters without spaces; make one with: openssl rand -hex 32"
             )
         return token.decode("ascii")
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read(path: str, option: str) -> bytes:

@@ -29,13 +29,15 @@ class Nodes:
             (self.folder / name).mkdir(mode=0o700)
 
     @classmethod
-    def create(cls, folder: Path, authority: Authority, *names: str) -> "Nodes":
-        """names: further alternative names of the leader, IP:10.0.0.1, say."""
+    def create(
+        cls, folder: Path, authority: Authority, *names: str, host: str = "127.0.0.1"
+    ) -> "Nodes":
+        """names: further alternative names of the leader, IP:10.0.0.1, say; host: its address."""
         token = folder / "token"
         token.write_text(TOKEN)
         token.chmod(0o600)
         issued = (authority.issue("leader", *names), authority.issue("follower"))
-        return cls(folder, *(replace(one, token_file=str(token)) for one in issued))
+        return cls(folder, *(replace(one, token_file=str(token)) for one in issued), host)
 
     @property
     def job(self) -> Credentials:

@@ -64,18 +64,22 @@ def announce(
                 stream.add(f"{index}-{rank}", expert_ids=routing.astype(np.uint8))
     dist.barrier()
     if rank == 0:
-        schedule = [
-            MicroStepSchedule(
-                mini_batch=index // case.micro_steps,
-                ranks=[
-                    [f"{index}-{r}"] if len(case.inputs(r, step * micro_steps + index)) else []
-                    for r in range(case.ranks)
-                ],
-            )
-            for index in range(micro_steps)
-        ]
-        controller.submit_schedule("ep0", step, Stage.UPDATE, schedule)
+        controller.submit_schedule("ep0", step, Stage.UPDATE, schedule(case, step, micro_steps))
     dist.barrier()
+
+
+def schedule(case: Case, step: int, micro_steps: int) -> list[MicroStepSchedule]:
+    """One sequence a rank and micro-step, named after both; none where the case has no tokens."""
+    return [
+        MicroStepSchedule(
+            mini_batch=index // case.micro_steps,
+            ranks=[
+                [f"{index}-{r}"] if len(case.inputs(r, step * micro_steps + index)) else []
+                for r in range(case.ranks)
+            ],
+        )
+        for index in range(micro_steps)
+    ]
 
 
 def wait_connected(session: RankSession, seconds: float = 30.0) -> None:
