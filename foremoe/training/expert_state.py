@@ -134,7 +134,7 @@ def check_optimizers(layer: int, parameters: Parameters, optimizers: Sequence[Op
 def _optimizer_state(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
     """What the optimizers hold for a parameter; nothing before their first step."""
     return {
-        key: value
-        for optimizer in optimizers
+        f"{key} of optimizer {number}" if number else key: value
+        for number, optimizer in enumerate(optimizers)
         for key, value in optimizer.state.get(parameter, {}).items()
     }
