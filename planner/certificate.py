@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.planner.plan import Plan, home_tokens
+from foremoe.planner.kernel import kernel
+from foremoe.planner.plan import Plan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,12 +37,41 @@ class Certificate:
 
 def certificate(plan: Plan, ranks_per_node: int) -> Certificate:
     """The certificate of every layer of a plan."""
-    tokens = home_tokens(plan.load, plan.home)
-    layers, ranks = tokens.shape
-    node_tokens = tokens.reshape(layers, ranks // ranks_per_node, ranks_per_node).sum(axis=2)
+    at_home, computed = _rank_tokens(plan.load, plan.home, plan.replica_expert, plan.replica_tokens)
+    layers, ranks = at_home.shape
+    node_tokens = at_home.reshape(layers, ranks // ranks_per_node, ranks_per_node).sum(axis=2)
     return Certificate(
-        mean=-(-tokens.sum(axis=1) // ranks),
+        mean=-(-at_home.sum(axis=1) // ranks),
         topology=-(-node_tokens.max(axis=1) // ranks_per_node),
         fixed_homes=plan.bound,
-        achieved=plan.rank_tokens().max(axis=1),
+        achieved=computed.max(axis=1),
     )
+
+
+@kernel
+def _rank_tokens(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    replica_expert: NDArray[np.int32],
+    replica_tokens: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs each rank would compute without replicas, and computes: ``[L, P]`` both."""
+    layers, ranks, experts = load.shape
+    at_home = np.zeros((layers, ranks), np.int64)
+    for layer in range(layers):
+        weight = np.zeros(experts, np.int64)
+        for source in range(ranks):
+            for expert in range(experts):
+                weight[expert] += load[layer, source, expert]
+        for expert in range(experts):
+            at_home[layer, home[layer, expert]] += weight[expert]
+    computed = at_home.copy()
+    for layer in range(layers):
+        for source in range(ranks):
+            for rank in range(ranks):
+                for slot in range(replica_expert.shape[2]):
+                    tokens = replica_tokens[layer, source, rank, slot]
+                    if tokens:
+                        computed[layer, rank] += tokens
+                        computed[layer, home[layer, replica_expert[layer, rank, slot]]] -= tokens
+    return at_home, computed

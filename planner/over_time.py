@@ -5,6 +5,9 @@ wanted at once. From then on ``foremoe.planner.residents`` changes slots only wh
 be missed, with an eye on the micro-steps to come. Where it finds no way, the micro-step is planned
 alone again if that is better, and what that plan shares with the slots stays.
 
+With a cost model and no target, the first micro-steps after that are planned to each of a few
+targets, and every layer keeps to the one estimated fastest.
+
 A plan names everything its slots hold, also residents without tokens, so that an engine which makes
 the slots equal to the plan keeps exactly what the planner counts on.
 """
@@ -26,19 +29,47 @@ from foremoe.planner.split import split_by_source
 
 LOOKAHEAD = 32  # micro-steps; more change next to nothing, the weights have decayed to a fifth
 DEFAULT_TARGET = 1.02
+TARGETS = (1.02, 1.005, 1.05, 1.2)  # to choose from by time, the first of the fastest
+TRIED = 16  # micro-steps that each target is tried on
 
 
-def resident(problem: StageProblem, lookahead: int = LOOKAHEAD) -> Iterator[Plan]:
+def resident(problem: StageProblem, lookahead: int | None = None) -> Iterator[Plan]:
     """Plan each mini-batch over time, to ``problem.target`` or else to an imbalance of 1.02.
 
-    lookahead: coming micro-steps that are taken into account; 0 only keeps what is there.
-    With a cost model and no target, a layer whose replicas would cost time is computed at home.
+    lookahead: coming micro-steps that are taken into account, as many as help unless given; 0 only
+        keeps what is there.
+    With a cost model and no target, time chooses each layer's target after the first micro-step,
+    and a layer whose replicas would cost time is computed at home.
     """
+    lookahead = LOOKAHEAD if lookahead is None else lookahead
     starts = np.flatnonzero(np.diff(problem.mini_batch, prepend=problem.mini_batch[:1] - 1))
-    for start, end in zip(starts, [*starts[1:], problem.micro_steps], strict=True):
-        slots = _Slots(problem, int(start), int(end), lookahead)
-        for micro_step in range(int(start), int(end)):
+    for start, end in zip(
+        starts.tolist(), [*starts[1:].tolist(), problem.micro_steps], strict=True
+    ):
+        slots = _Slots(problem, start, end, lookahead)
+        yield slots.plan(start)
+        if problem.cost is not None and problem.target is None and end - start > 1:
+            slots.target = _fastest_targets(problem, start, end, lookahead, problem.cost)
+        for micro_step in range(start + 1, end):
             yield slots.plan(micro_step)
+
+
+def _fastest_targets(
+    problem: StageProblem, start: int, end: int, lookahead: int, cost: CostModel
+) -> NDArray[np.float64]:
+    """Of ``TARGETS``, the one that saves most time in the first micro-steps: ``[L]``."""
+    saved = np.zeros((len(TARGETS), len(problem.home)), np.int64)
+    for index, target in enumerate(TARGETS):
+        slots = _Slots(problem, start, end, lookahead)
+        before = slots.plan(start)
+        slots.target[:] = target
+        for micro_step in range(start + 1, min(start + 1 + TRIED, end)):
+            plan = slots.plan(micro_step)
+            copied = new_replicas(plan.replica_expert, before.replica_expert)
+            saved[index] += time_saved(plan, copied, problem.topology.ranks_per_node, cost)
+            before = plan
+    fastest: NDArray[np.float64] = np.array(TARGETS)[saved.argmax(axis=0)]
+    return fastest
 
 
 class _Slots:
@@ -50,6 +81,8 @@ class _Slots:
         places = problem.spare_slots
         self.problem, self.start, self.end = problem, start, end
         self.rows, self.loaded = rows, start
+        target = DEFAULT_TARGET if problem.target is None else problem.target
+        self.target = np.full(layers, target)
         self.bound = np.zeros((layers, rows), np.int64)
         self.threshold = np.zeros((layers, rows), np.int64)
         self.weight = np.zeros((layers, rows, experts), np.int64)
@@ -105,10 +138,11 @@ class _Slots:
         problem, row = self.problem, micro_step % self.rows
         ranks = problem.topology.ranks
         weight = problem.load[micro_step].sum(axis=1)
-        target = DEFAULT_TARGET if problem.target is None else problem.target
         self.weight[:, row] = weight
         self.bound[:, row] = lower_bound(weight, problem.home, ranks, problem.spare_slots)
-        self.threshold[:, row] = np.maximum(self.bound[:, row], goal_tokens(weight, ranks, target))
+        self.threshold[:, row] = np.maximum(
+            self.bound[:, row], goal_tokens(weight, ranks, self.target)
+        )
         self.excess[:, row] = -1
         self.loaded += 1
 

@@ -19,6 +19,7 @@ def test_no_plan_is_below_its_bounds(problem: StageProblem) -> None:
             assert np.all(found.mean <= found.fixed_homes)
             assert np.all(found.fixed_homes <= found.achieved)
             assert np.all(found.gap >= 0)
+            np.testing.assert_array_equal(found.achieved, plan.rank_tokens().max(axis=1))
             if policy in ("greedy-in-node", "none"):
                 assert np.all(found.topology <= found.achieved)
 

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.planner import pricing_reference
-from foremoe.planner.cost import CostModel, home_seconds, layer_seconds, new_replicas
+from foremoe.planner import over_time, pricing_reference
+from foremoe.planner.cost import (
+    PICOSECONDS,
+    CostModel,
+    LayerSeconds,
+    home_seconds,
+    layer_seconds,
+    new_replicas,
+)
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.over_time import resident
 from foremoe.planner.plan import Plan
@@ -141,6 +149,11 @@ def test_few_pairs_hide_behind_the_reading_of_weights() -> None:
     np.testing.assert_allclose(compute, [5, 5 + 100, 5 + 110])
 
 
+def picoseconds(layers: LayerSeconds) -> NDArray[np.float64]:
+    """Whole ones, so that equal sums of other parts are equal."""
+    return np.rint(PICOSECONDS * layers.total)
+
+
 @settings(max_examples=150, deadline=None)
 @given(problems(max_pairs=2**20), prices)
 def test_no_plan_is_estimated_slower_than_no_replicas(
@@ -150,17 +163,17 @@ def test_no_plan_is_estimated_slower_than_no_replicas(
     problem = dataclasses.replace(problem, target=None, cost=cost)
     width = problem.topology.ranks_per_node
     for plan in foremoe(problem):
-        alone = home_seconds(cost, plan.load, plan.home, width).total
-        assert np.all(layer_seconds(cost, plan, width).total <= alone)
-        replicas = (plan.replica_expert >= 0).any(axis=(1, 2))
-        assert np.all((layer_seconds(cost, plan, width).total < alone)[replicas])
+        alone = picoseconds(home_seconds(cost, plan.load, plan.home, width))
+        planned = picoseconds(layer_seconds(cost, plan, width))
+        assert np.all(planned <= alone)
+        assert np.all((planned < alone)[(plan.replica_expert >= 0).any(axis=(1, 2))])
     before = None
     for m, plan in enumerate(resident(problem)):
         validate(plan, problem.load[m], problem.topology, problem.spare_slots)
         if m and problem.mini_batch[m] != problem.mini_batch[m - 1]:
             before = None
-        alone = home_seconds(cost, plan.load, plan.home, width).total
-        assert np.all(layer_seconds(cost, plan, width, before).total <= alone)
+        alone = picoseconds(home_seconds(cost, plan.load, plan.home, width))
+        assert np.all(picoseconds(layer_seconds(cost, plan, width, before)) <= alone)
         before = plan
 
 
@@ -187,6 +200,26 @@ def test_the_plan_by_time_is_faster_than_any_target(nodes: int) -> None:
         return sum(float(layer_seconds(QWEN, plan, width).total.sum()) for plan in plans)
 
     assert seconds(None, QWEN) <= 1.001 * min(seconds(t, None) for t in (None, 1.02, 1.1, 1.5))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_time_chooses_the_target_of_residents(nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All micro-steps are tried, so no layer is slower than at the target that all start with."""
+    problem = skewed_problem(2, 16, 16 // nodes, 64, 2, micro_steps=12)
+    problem = dataclasses.replace(problem, target=None, cost=QWEN)
+    width = problem.topology.ranks_per_node
+
+    def seconds() -> NDArray[np.float64]:
+        plans = list(resident(problem))
+        steps = zip(plans, [None, *plans], strict=False)
+        taken = [layer_seconds(QWEN, plan, width, before).total for plan, before in steps]
+        return np.asarray(np.sum(taken, axis=0))
+
+    chosen = seconds()
+    monkeypatch.setattr(over_time, "TARGETS", (over_time.DEFAULT_TARGET,))
+    fixed = seconds()
+    assert np.all(chosen <= fixed * (1 + 1e-9))
+    assert chosen.sum() < 0.995 * fixed.sum()
 
 
 def test_a_target_stands_above_time() -> None:
