@@ -65,26 +65,27 @@ def copy_aims(figures: list[Figure]) -> Iterator[Aim]:
 
 
 def node_aims(pairs: list[tuple[Figure, Figure]]) -> Iterator[Aim]:
-    """The largest share of a peer's traffic between nodes, at the peer's balance."""
+    """The largest share of a peer's traffic between nodes, at the peer's balance.
+
+    Without copies between nodes, all pairs that leave theirs without replicas still do.
+    """
     for policy in NODE_PEERS:
         cases = [(peer, own) for peer, own in pairs if peer.policy == policy]
-        copies = max(
-            _share(own.copies_across_nodes, peer.copies_across_nodes) for peer, own in cases
-        )
+        if any(peer.copies_across_nodes == 0 for peer, _ in cases):
+            copies = max(own.copies_across_nodes for _, own in cases)
+            yield Aim(f"copies across nodes, as few as `{policy}`", 0, copies, "{:.1f}")
+        else:
+            copies = max(own.copies_across_nodes / peer.copies_across_nodes for peer, own in cases)
+            yield Aim(f"copies across nodes, share of `{policy}`", 1, copies, "{:.0%}")
         crossing = max(own.pairs_across_nodes / peer.pairs_across_nodes for peer, own in cases)
-        yield Aim(f"copies across nodes, of `{policy}`", 1.0, copies, "{:.0%}")
-        yield Aim(f"pairs across nodes, of `{policy}`", 1.0, crossing, "{:.0%}")
-
-
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("inf") if part else 1.0
+        yield Aim(f"pairs across nodes, share of `{policy}`", 1, crossing, "{:.0%}")
 
 
 def time_aims(timings: list[Timing], stage: StageTiming) -> Iterator[Aim]:
     """One (micro-step, layer) planned alone, and a stage planned over time."""
     for timing in timings:
         most = MICROSECONDS[timing.experts, timing.ranks]
-        name = f"E = {timing.experts}, P = {timing.ranks}, {timing.nodes} nodes, {timing.aim}: µs"
+        name = f"E = {timing.experts}, P = {timing.ranks}, nodes = {timing.nodes}, {timing.aim}: µs"
         yield Aim(name, most, timing.microseconds, "{:.0f}")
     name = f"{stage.micro_steps} micro-steps, {stage.layers} layers, {stage.experts} experts"
     yield Aim(f"{name} over time: s", 3, stage.seconds, "{:.2f}")

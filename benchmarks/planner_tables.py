@@ -5,15 +5,12 @@ from benchmarks.planner_cases import PEERS, SLOTS, TARGETS, WAYS
 from benchmarks.planner_figures import Figure, only
 from benchmarks.planner_time import ALONE, OVER_TIME, Part, Point, StageTiming, Timing
 from benchmarks.table import aims_table, rows
-from foremoe.planner.preset import model_preset
+from foremoe.planner.preset import ACTIVATION_BYTES, model_preset
 
 
 def balance_tables(figures: list[Figure]) -> list[str]:
     """Mean imbalance by policy; mean, p99 and worst of foremoe beside the least possible."""
-    cases: dict[tuple[str, str, int], dict[str, Figure]] = {}
-    for figure in figures:
-        case = (figure.workload, figure.homes, figure.spare_slots)
-        cases.setdefault(case, {})[figure.policy] = figure
+    cases = _by_case(figures)
     names = ("none", *PEERS, "foremoe")
     lines = ["### Balance", ""]
     lines += rows(
@@ -37,15 +34,25 @@ def balance_tables(figures: list[Figure]) -> list[str]:
     return lines + aims_table(balance_aims(figures))
 
 
+def _by_case(figures: list[Figure]) -> dict[tuple[str, str, int], dict[str, Figure]]:
+    """Workload, homes and spare slots; then the policy."""
+    cases: dict[tuple[str, str, int], dict[str, Figure]] = {}
+    for figure in figures:
+        case = (figure.workload, figure.homes, figure.spare_slots)
+        cases.setdefault(case, {})[figure.policy] = figure
+    return cases
+
+
 def copy_tables(over_time: list[Figure], frontier: list[Figure]) -> list[str]:
     """Copies at target 1.02, and by target."""
     lines = ["### Copies at target 1.02", ""]
     lines += rows(
-        ["workload", "homes", "planned", "R", "imbalance", "worst", "replicas", "copies"],
+        ["copies", "homes", "R", *WAYS.values(), "replicas", "imbalance", "worst"],
         [
-            [f.workload, f.homes, WAYS[f.policy], str(f.spare_slots), f"{f.imbalance_mean:.4f}",
-             f"{f.imbalance_max:.4f}", f"{f.replicas:.2f}", f"{f.copies:.3f}"]
-            for f in over_time
+            [workload, homes, str(slots), *(f"{found[policy].copies:.3f}" for policy in WAYS),
+             f"{last.replicas:.2f}", f"{last.imbalance_mean:.4f}", f"{last.imbalance_max:.4f}"]
+            for (workload, homes, slots), found in _by_case(over_time).items()
+            for last in (found["resident"],)
         ],
     )  # fmt: skip
     lines += aims_table(copy_aims(over_time))
@@ -69,23 +76,32 @@ def node_tables(pairs: list[tuple[Figure, Figure]]) -> list[str]:
     """What crosses nodes: each peer beside foremoe at its balance."""
     lines = ["### Between nodes", ""]
     lines += rows(
-        ["", "homes", "R", "imbalance", "copies", "copies across", "pairs across", "MB across"],
+        ["", "homes", "R", "imbalance", "its copies, pairs, MB", "`foremoe`: copies, pairs, MB"],
         [
-            [f"`{f.policy}`{note}", f.homes, str(f.spare_slots), f"{f.imbalance_mean:.4f}",
-             f"{f.copies:.1f}", f"{f.copies_across_nodes:.1f}",
-             f"{f.pairs_across_nodes / f.pairs:.1%}", f"{_megabytes(f):.0f}"]
+            [f"`{peer.policy}`", peer.homes, str(peer.spare_slots), f"{peer.imbalance_mean:.4f}",
+             _crossing(peer), _crossing(own)]
             for peer, own in pairs
-            for f, note in ((peer, ""), (own, "" if own.target == 1.02 else " at its imbalance"))
+            if own.policy == "foremoe"
         ],
     )  # fmt: skip
+    lines += rows(
+        ["at target 1.02", "R", "alone: copies, pairs, MB", "over time: copies, pairs, MB"],
+        [
+            [f"{alone.homes} homes", str(alone.spare_slots), _crossing(alone), _crossing(own)]
+            for alone, own in pairs
+            if own.policy == "resident"
+        ],
+    )
     return lines + aims_table(node_aims(pairs))
 
 
-def _megabytes(figure: Figure) -> float:
-    """Between nodes for one forward pass of a layer: weights, and states there and back, bf16."""
+def _crossing(figure: Figure) -> str:
+    """Copies, share of pairs, and bytes of one forward pass: weights, states there and back."""
     model = model_preset("qwen3-30b-a3b")
-    states = figure.pairs_across_nodes * 2 * 2 * model.hidden
-    return (figure.copies_across_nodes * model.expert_bytes + states) / 1e6
+    states = figure.pairs_across_nodes * 2 * ACTIVATION_BYTES * model.hidden
+    megabytes = (figure.copies_across_nodes * model.expert_bytes + states) / 1e6
+    share = figure.pairs_across_nodes / figure.pairs
+    return f"{figure.copies_across_nodes:.1f}, {share:.1%}, {megabytes:.0f}"
 
 
 def time_tables(

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.planner_figures import PLANNED, pose
 from benchmarks.planner_loads import Workload, drawn, drawn_with_256_experts, pooled, recorded
@@ -176,23 +176,24 @@ def scaling() -> Iterator[Point]:
     for ranks in (4, 8, 16, 32, 64, 128):
         workload = drawn("qwen3_30b_a3b", ranks, micro_steps=16, layers=2)
         problems["ranks", ranks] = pose(workload, "contiguous", 2, TARGET)
-        if ranks == 32:
-            for slots in (1, 2, 4, 8):
-                problems["spare slots", slots] = pose(workload, "contiguous", slots, TARGET)
     wide = drawn("qwen3_next_80b", 32, micro_steps=16, layers=2)
     for experts in (32, 64, 128, 256, 512):
         problems["experts", experts] = pose(pooled(wide, experts), "contiguous", 2, TARGET)
     long = drawn("qwen3_30b_a3b", 32, micro_steps=128, layers=2).load
+    for slots in (1, 2, 4, 8):
+        workload = Workload("", long[:16])
+        problems["spare slots", slots] = pose(workload, "contiguous", slots, TARGET)
     for micro_steps in (1, 4, 16, 64, 128):
         workload = Workload("", long[:micro_steps])
         problems["micro-steps", micro_steps] = pose(workload, "contiguous", 2, TARGET)
     runs: list[Callable[[], object]] = []
     for problem in problems.values():
         runs += [partial(_plan_alone, problem), partial(_plan_over_time, problem)]
-    fastest = _fastest(runs, rounds=5).reshape(-1, 2)
-    for ((axis, value), problem), seconds in zip(problems.items(), fastest, strict=True):
-        for planned, taken in zip((ALONE, OVER_TIME), seconds, strict=True):
-            yield Point(axis, value, planned, _microseconds(problem, taken))
+    fastest = _fastest(runs, rounds=5)
+    taken = zip(fastest[::2], fastest[1::2], strict=True)
+    for ((axis, value), problem), (alone, over_time) in zip(problems.items(), taken, strict=True):
+        yield Point(axis, value, ALONE, _microseconds(problem, alone))
+        yield Point(axis, value, OVER_TIME, _microseconds(problem, over_time))
 
 
 def _plan_alone(problem: StageProblem) -> None:
@@ -207,12 +208,12 @@ def _plan_over_time(problem: StageProblem) -> list[Plan]:
 def _microseconds(problem: StageProblem, seconds: float) -> float:
     """For one (micro-step, layer)."""
     micro_steps, layers = problem.load.shape[:2]
-    return float(1e6 * seconds / (micro_steps * layers))
+    return 1e6 * seconds / float(micro_steps * layers)
 
 
-def _fastest(runs: list[Callable[[], object]], rounds: int = 9) -> NDArray[np.float64]:
+def _fastest(runs: list[Callable[[], object]], rounds: int = 9) -> list[float]:
     """Processor seconds of each run, the fastest of ``rounds`` taken in turns."""
-    seconds = np.full(len(runs), np.inf)
+    seconds = [inf] * len(runs)
     for _ in range(rounds):
         for index, run in enumerate(runs):
             began = time.thread_time()
