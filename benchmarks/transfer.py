@@ -27,6 +27,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to run")
     parser.add_argument("--pairs", type=int, default=12, help="pairs per figure")
     parser.add_argument("--expert-mib", type=float, default=8.0, help="one expert, for the speeds")
+    parser.add_argument(
+        "--slab-milliseconds", type=float, default=20.0, help="of an emulated host link"
+    )
     parser.add_argument("--micro-steps", type=int, default=1000, help="for the memory")
     parser.add_argument("--cache-directory", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--json", type=Path, help="where to write the record")
@@ -38,7 +41,9 @@ def main() -> None:
     if "speed" in arguments.only:
         figures["speed"] = transfer_speed.measure(directory, arguments.expert_mib, pairs)
     if "links" in arguments.only:
-        figures["links"] = transfer_links.measure(directory, pairs)
+        figures["links"] = transfer_links.measure(
+            directory, arguments.slab_milliseconds / 1000, pairs
+        )
     if "memory" in arguments.only:
         figures["memory"] = transfer_memory.measure(directory, arguments.micro_steps)
     Console().print(table(figures))

@@ -46,14 +46,11 @@ from foremoe.transfer.schedule.micro_step import schedule_micro_step
 from foremoe.transfer.schedule.timetable import LayerCopies
 from foremoe.transfer.slab import SlabLayout
 
-RANKS, LAYERS, EXPERTS, SPARE_SLOTS = 4, 48, 16, 2
+RANKS, LAYERS, EXPERTS, SPARE_SLOTS = 4, 94, 16, 2  # as many layers as Qwen3-235B-A22B
 TOPOLOGY = Topology(RANKS, RANKS)
-SLAB_BYTES = 2**16
-HOST_SLAB_NS, PEER_SLAB_NS = 20_000_000, 40_000_000
-SPEED = PathSpeed(SLAB_BYTES * 1e9 / HOST_SLAB_NS, SLAB_BYTES * 1e9 / PEER_SLAB_NS)
-BETTER_ALONE = PathSpeed(SPEED.host, 0.0)
+SLAB_BYTES = 2**14
+PEER_SLABS = 0.5  # that the peer path carries in the time of one by the host path
 NEED = 0.75  # of what both paths carry during a layer's compute: one slab for each rank
-LAYER_SECONDS = SLAB_BYTES / (SPEED.host + SPEED.peer) / NEED
 LAYOUT = SlabLayout.from_shapes({"weights": (SLAB_BYTES,)}, torch.uint8)
 HOME = contiguous_homes(LAYERS, EXPERTS, RANKS)
 
@@ -64,10 +61,13 @@ Result = TypeVar("Result")
 class EmulatedRanks:
     """The engines of a group, each used by a thread of its own."""
 
-    def __init__(self, speed: PathSpeed, directory: Path) -> None:
+    def __init__(self, directory: Path, slab_seconds: float, *, both: bool) -> None:
+        """slab_seconds: by the host path. both: with the peer path beside it."""
+        speed = PathSpeed(SLAB_BYTES / slab_seconds, PEER_SLABS * SLAB_BYTES / slab_seconds)
+        self._layer_seconds = slab_seconds / (1 + PEER_SLABS) / NEED
         clock = LinkClock()
-        self._caches = linked_caches(directory, clock)
-        network = EmulatedNetwork(clock, RANKS, SPEED.peer)
+        self._caches = linked_caches(directory, clock, speed.host)
+        network = EmulatedNetwork(clock, RANKS, speed.peer)
         shape = (LAYERS, EXPERTS, LAYOUT.nbytes)
         self._weights = torch.randint(0, 255, shape, dtype=torch.uint8)
         self._threads = ThreadPoolExecutor(RANKS)
@@ -83,7 +83,7 @@ class EmulatedRanks:
                 cache=self._caches[rank],
                 peer_group=network.groups[rank],
                 home_weights=self._weights_of,
-                speed=speed,
+                speed=speed if both else PathSpeed(speed.host, 0.0),
             )
         )
         self.forget()
@@ -132,7 +132,7 @@ class EmulatedRanks:
                     engine.statistics()
                 for layer in range(LAYERS):
                     replicas = engine.acquire(layer)
-                    done = time.monotonic() + LAYER_SECONDS
+                    done = time.monotonic() + self._layer_seconds
                     self._check(layer, replicas)
                     sleep_until(done)
                     engine.release(layer)
@@ -140,7 +140,7 @@ class EmulatedRanks:
                         engine.promise(layer, HOME[layer], micro_steps[index + 1][layer])
             return float(engine.statistics().exposed_seconds.sum())
 
-        computed = LAYER_SECONDS * LAYERS * (len(micro_steps) - 1)
+        computed = self._layer_seconds * LAYERS * (len(micro_steps) - 1)
         return max(self.on_all(rank_main)) / computed
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class EmulatedRanks:
                 assert torch.equal(replica.weights[name], weights), "the wrong bytes arrived"
 
 
-def linked_caches(directory: Path, clock: LinkClock) -> list[LinkedCache]:
+def linked_caches(directory: Path, clock: LinkClock, speed: float) -> list[LinkedCache]:
     """Every rank's view of one host cache, over a link of its own."""
     layers = range(LAYERS)
     first = LinkedCache.create(directory, layers, EXPERTS, LAYOUT, RANKS)
@@ -171,7 +171,7 @@ def linked_caches(directory: Path, clock: LinkClock) -> list[LinkedCache]:
     linked = []
     for cache in caches:
         assert isinstance(cache, LinkedCache)
-        cache.clock, cache.link = clock, EmulatedLink(SPEED.host)
+        cache.clock, cache.link = clock, EmulatedLink(speed)
         linked.append(cache)
     return linked
 
@@ -200,7 +200,7 @@ def hot(seed: int) -> Wanted:
     return wanted
 
 
-def bound_seconds(wanted: Wanted) -> float:
+def bound_seconds(wanted: Wanted, slab_seconds: float) -> float:
     """No division between the paths, and no order, moves all of this sooner.
 
     As one layer without deadline, whose schedule is exact.
@@ -209,19 +209,19 @@ def bound_seconds(wanted: Wanted) -> float:
         Fill(rank, layer * SPARE_SLOTS + slot, int(wanted[layer, rank, slot]))
         for layer, rank, slot in np.ndindex(wanted.shape)
     ]
-    links = Links(TOPOLOGY, HOST_SLAB_NS, PEER_SLAB_NS, 0, chunks=1)
+    slab_ns = round(slab_seconds * 1e9)
+    links = Links(TOPOLOGY, slab_ns, round(slab_ns / PEER_SLABS), 0, chunks=1)
     timetable = schedule_micro_step([LayerCopies(0, fills, HOME[0])], links)
     return float(timetable.end_ns.max()) / 1e9
 
 
-def measure(directory: Path, pairs: int) -> dict[str, Any]:
+def measure(directory: Path, slab_seconds: float, pairs: int) -> dict[str, Any]:
     """The three figures, in one run; the host cache lies in ``directory``, a tmpfs."""
     bounds, bounded = [], []
     seconds: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory(dir=directory) as folder, ExitStack() as stack:
         ranks = {
-            True: EmulatedRanks(SPEED, Path(folder)),
-            False: EmulatedRanks(BETTER_ALONE, Path(folder)),
+            both: EmulatedRanks(Path(folder), slab_seconds, both=both) for both in (True, False)
         }
         for group in ranks.values():
             stack.callback(group.close)
@@ -230,7 +230,7 @@ def measure(directory: Path, pairs: int) -> dict[str, Any]:
             seconds[both].append(ranks[both].move(even(index // 2)))
             if both:
                 wanted = hot(index // 2)
-                bounds.append(bound_seconds(wanted))
+                bounds.append(bound_seconds(wanted, slab_seconds))
                 bounded.append(ranks[both].move(wanted))
         exposed = ranks[True].exposed_share([even(use) for use in range(pairs + 1)])
     return {
@@ -238,5 +238,5 @@ def measure(directory: Path, pairs: int) -> dict[str, Any]:
         "exposed_over_compute": exposed,
         "time_over_flow_bound": asdict(ratio(bounded, bounds)),
         "single_over_both": asdict(ratio(seconds[False], seconds[True])),
-        "capacity_ratio": (SPEED.host + SPEED.peer) / SPEED.host,
+        "capacity_ratio": 1 + PEER_SLABS,
     }
