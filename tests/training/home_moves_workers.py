@@ -224,7 +224,6 @@ def _spoil(wrong: str, toy: ToyExperts, rank: int) -> tuple[Homes, int]:
 
 DEATHS = {  # (class, method, call) before which rank 2 is killed
     "before the check": (home_moves._Mover, "__init__", 1),
-    "before it sends": (home_moves._Mover, "_receive", 1),
     "between two sends": (ExpertState, "tensors", 4),
     "when it has received": (home_moves._Mover, "_barrier", 1),
     "before it writes": (home_moves._Mover, "_commit", 1),
