@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
@@ -28,15 +27,6 @@ HomeWeights = Callable[[int, int], Mapping[str, Tensor]]
 ROUNDS_IN_FLIGHT = 2  # one moves its bytes while the next one shakes hands
 
 _log = logging.getLogger("foremoe.transfer")
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A round under way."""
-
-    round: PeerRound
-    works: Sequence[Work]
-    began: float
 
 
 class GlooPeerTransport(Transport):
@@ -66,8 +56,9 @@ class GlooPeerTransport(Transport):
         self._host = host
         self._timeout = timedelta(seconds=wait_seconds)
         self._rounds = 0
-        self._flying: deque[_Flight] = deque()
-        self._landed = 0.0
+        self._flying: deque[tuple[PeerRound, Sequence[Work]]] = deque()
+        self._busy_since = 0.0
+        self._received = 0
         self._lost: TransferError | None = None
         self._worker = Worker(f"foremoe-peer-copy-{rank}", self._died, when_idle=self._land)
 
@@ -155,8 +146,10 @@ class GlooPeerTransport(Transport):
         while len(self._flying) >= ROUNDS_IN_FLIGHT or (self._flying and not mine.ready()):
             self._land()
         if self._lost is None:
+            if not self._flying:
+                self._busy_since, self._received = time.monotonic(), 0
             try:
-                self._flying.append(_Flight(mine, mine.begin(wire), time.monotonic()))
+                self._flying.append((mine, mine.begin(wire)))
             except (RuntimeError, TransferError) as error:
                 self._lose(error)
                 mine.give_up(self._lost_error())
@@ -167,17 +160,19 @@ class GlooPeerTransport(Transport):
         """Wait for the oldest round under way; False when there is none."""
         if not self._flying:
             return False
-        oldest = self._flying.popleft()
+        oldest, works = self._flying.popleft()
         try:
-            for work in oldest.works:
+            for work in works:
                 work.wait(self._timeout)
         except RuntimeError as error:
             self._lose(error)
-            oldest.round.give_up(self._lost_error())
+            oldest.give_up(self._lost_error())
         else:
-            began, self._landed = max(oldest.began, self._landed), time.monotonic()
-            if received := oldest.round.end():
-                self._ends.statistics.add_speed(Path.PEER, received, self._landed - began)
+            self._received += oldest.end()
+            if self._received and not self._flying:
+                # Only a whole busy time tells: rounds overlap, so that one seems to take no time.
+                busy = time.monotonic() - self._busy_since
+                self._ends.statistics.add_speed(Path.PEER, self._received, busy)
         return True
 
     def _died(self, error: TransferError) -> None:

@@ -50,8 +50,8 @@ class StatisticsRecorder:
     def take_speed(self, path: Path) -> float:
         """Bytes per second of a path since the last call, 0 if it carried nothing.
 
-        It is the upper quartile of single copies: one that waited for a late rank says nothing
-        about the link.
+        It is the upper quartile of the times in which the path was busy: waiting for a late rank
+        says nothing about the link.
         """
         with self._lock:
             samples = sorted(self._speeds[path])
