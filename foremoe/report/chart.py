@@ -56,6 +56,8 @@ class Chart:
         self.drawing.suptitle(
             self.finding, x=0.01, ha="left", color=INK, fontsize=11, fontweight="bold", wrap=True
         )
+        self.drawing.draw_without_rendering()
+        self.drawing.set_layout_engine("none")  # laid out once for both
         for kind in ("png", "svg"):
             path = folder / f"{self.slug}.{kind}"
             try:

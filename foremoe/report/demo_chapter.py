@@ -77,7 +77,7 @@ def _imbalance(steps: dict[str, list[Record]]) -> Chart:
             line.set_gid(f"{stage}-{name}")
         axes.set_ylim(0.98)
     panels[0].set_ylabel("imbalance")
-    panels[0].legend(loc="center left")
+    panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     finding = f"Update: imbalance {means[2]:.2f} without replicas, {means[3]:.3f} with them"
     return Chart(
         "demo-imbalance",
@@ -101,8 +101,7 @@ def _seconds(report: Record, steps: dict[str, list[Record]]) -> Chart:
         axes.bar(place + 0.2, balanced, 0.36, color=ACCENT, label="balanced")
         axes.bar(place + 0.2, exposed, 0.36, color=RED, label="of it exposed")
     panels[0].set_ylabel("seconds")
-    panels[0].set_ylim(top=panels[0].get_ylim()[1] * 1.25)
-    panels[0].legend(loc="upper left", ncols=3)
+    panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
     speedup, alone = report.number("speedup"), report.number("speedup_from_balance_alone")
     finding = (
         f"Recompute and update are {speedup:.2f}x as fast balanced; "
@@ -132,11 +131,14 @@ def _bytes(steps: dict[str, list[Record]]) -> Chart:
             bottom += values
             totals[path] += float(values.sum())
     panels[0].set_ylabel("MiB")
-    panels[1].legend(loc="upper left", bbox_to_anchor=(0, 1.28), ncols=3)
-    finding = ", ".join(f"{LABELS[path]} {total:.1f} MiB" for path, total in totals.items())
+    panels[1].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3)
+    finding = (
+        f"{totals['host']:.0f} MiB of weights came by the host path, {totals['peer']:.0f} MiB from "
+        f"peers; {totals['gradient']:.0f} MiB of gradients went home"
+    )
     return Chart(
         "demo-bytes",
-        f"Moved in all: {finding}",
+        finding,
         "Received by all ranks in the balanced run of each RL step, by path.",
         f"Stacked bars for {count} steps in two panels. {finding}.",
         drawing,

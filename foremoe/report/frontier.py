@@ -14,7 +14,7 @@ from foremoe.report.chart import Chart, Numbers, new_drawing
 from foremoe.report.plans_run import PlansRun
 from foremoe.report.style import ACCENT, INK, MUTED, horizontal_grid
 
-TARGETS = (None, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5)
+TARGETS = (1.0, 1.005, 1.01, 1.02, 1.05, 1.1, 1.2, 1.5)
 CURVES = {"foremoe": "each micro-step alone", "resident": "over time"}
 MAX_LOADS = 2_000_000  # of [M, L, P, E] planned anew for each target: seconds
 
@@ -68,7 +68,7 @@ def frontier(run: PlansRun) -> Chart:
     return Chart(
         "frontier",
         finding,
-        "Each point is a target imbalance, from the best balance at the right to 1.5 at the left; "
+        "Each point is a target imbalance, from 1 at the right to 1.5 at the left; "
         f"lower and further left is better. Planned anew for this report.{part}",
         f"Two falling curves of imbalance over copies. {finding}.",
         drawing,
@@ -95,7 +95,7 @@ def _taken(run: PlansRun) -> int:
     return min(len(run.plans), max(1, MAX_LOADS // each))
 
 
-def _point(policy: str, run: PlansRun, taken: int, target: float | None) -> Point:
+def _point(policy: str, run: PlansRun, taken: int, target: float) -> Point:
     problem = StageProblem(
         load=np.stack([plan.load for plan in run.plans[:taken]]),
         home=run.plans[0].home,
@@ -104,5 +104,4 @@ def _point(policy: str, run: PlansRun, taken: int, target: float | None) -> Poin
         spare_slots=run.spare_slots,
         target=target,
     )
-    wanted = "best balance" if target is None else f"target {target}"
-    return point(f"{policy}, {wanted}", list(POLICIES[policy](problem)))
+    return point(f"{policy}, target {target}", list(POLICIES[policy](problem)))

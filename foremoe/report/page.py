@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -37,13 +38,12 @@ def write_report(
 
 
 def _name_apart(chapters: Sequence[Chapter]) -> None:
-    """No two charts have the same slug: a later one gets its chapter's number."""
+    """No two charts have the same slug: later ones get a number."""
     taken: set[str] = set()
-    for number, chapter in enumerate(chapters, start=1):
-        for chart in chapter.charts:
-            if chart.slug in taken:
-                chart.slug = f"{chart.slug}-{number}"
-            taken.add(chart.slug)
+    for chart in (chart for chapter in chapters for chart in chapter.charts):
+        names = (f"{chart.slug}-{number}" for number in count(2))
+        chart.slug = next(name for name in chain([chart.slug], names) if name not in taken)
+        taken.add(chart.slug)
 
 
 def _write_page(path: Path, chapters: Sequence[Chapter]) -> None:

@@ -42,16 +42,20 @@ def _chart(records: list[Record], before: float) -> Chart:
         beside.barh(row, copies[place], color=colour, height=0.5)
         beside.text(copies[place], row, f" {copies[place]:.2f}", va="center", color=INK)
     axes.axvline(before, color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-    axes.set_xlim(0.99)
+    axes.set_xlim(0.97)
     axes.set_yticks(rows, [names[i] for i in order])
     axes.invert_yaxis()
+    axes.tick_params(axis="y", labelcolor=INK)
     axes.set_xlabel("imbalance: mean, line to the 99th percentile; dashed: before")
     beside.set_xlabel("copies per layer and micro-step")
     beside.margins(x=0.15)
     for each in (axes, beside):
         horizontal_grid(each)
-    best = names[order[0]]
-    finding = f"{best} reaches an imbalance of {after[order[0]]:.4f}, from {before:.3f} before"
+    best = order[0]
+    finding = (
+        f"{names[best].capitalize()} balances best: {after[best]:.4f}, from {before:.3f}, "
+        f"with {copies[best]:.2f} copies per layer and micro-step"
+    )
     return Chart(
         "policies",
         finding,

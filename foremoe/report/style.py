@@ -40,6 +40,7 @@ _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "text.color": INK,
+    "text.parse_math": False,  # names are a user's, and no formulas
     "axes.facecolor": "none",
     "axes.edgecolor": FAINT,
     "axes.labelcolor": MUTED,

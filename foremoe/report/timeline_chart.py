@@ -38,31 +38,27 @@ def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
     by_kind = _by_kind(spans)
     exposed = _exposed(spans, lambda _: True)
     for_copies = _exposed(spans, lambda span: not _is_gradient(span))
-    shown = max(exposed, key=lambda index: (for_copies[index], exposed[index], -index))
+    windows = _windows(spans)
+    shown = max(windows, key=lambda index: (for_copies[index], _copied_in(spans, windows[index])))
     drawing = new_drawing(2.0 + 0.5 * len({lane.band for lane in lanes}) * 2)
     whole, closer = drawing.subplots(2, 1)
     start = min(span.start_ns for span in spans)
     end = max(span.end_ns for span in spans)
-    _draw(whole, by_kind, lanes, start, end)
+    _draw(whole, by_kind, lanes, (start, end), "whole")
     whole.set_title(f"the whole stage, {(end - start) / 1e6:.1f} ms")
-    window = [s for s in spans if s.micro_step == shown and _kind(s) in COMPUTE]
-    first, last = min(s.start_ns for s in window), max(s.end_ns for s in window)
-    _draw(closer, by_kind, lanes, first, last)
+    _draw(closer, by_kind, lanes, windows[shown], "closer")
     closer.set_title(f"micro-step {shown}, with {exposed[shown] / 1e6:.2f} ms exposed")
     closer.set_xlabel("ms since the stage began")
     for axes in (whole, closer):
         ticks = axes.get_xaxis()
         ticks.set_major_formatter(lambda value, _: f"{(value - start) / 1e6:g}")
-    waited, copies = sum(exposed.values()), sum(for_copies.values())
-    finding = (
-        f"{stage.capitalize()}: {waited / max(1, end - start):.1%} of the time is exposed, "
-        f"{copies / 1e6:.1f} ms for copies and {(waited - copies) / 1e6:.1f} ms for gradients"
-    )
+    finding = _finding(stage, sum(exposed.values()), sum(for_copies.values()), end - start)
     return Chart(
-        f"timeline-{stage}",
+        "timeline-" + re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-"),
         finding,
-        "Dark grey: expert compute; light grey: dispatch and other work; blue: copies, a line for "
-        "each receiving rank; red: time that compute waited for a copy or a gradient.",
+        "Above the whole stage, below the micro-step that waited longest for copies, or had most "
+        "of them. Dark grey: expert compute; light grey: dispatch and other work; blue: copies, a "
+        "line for each receiving rank; red: time that compute waited for a copy or a gradient.",
         f"Time line of {len(spans)} spans. {finding}.",
         drawing,
         Numbers(
@@ -75,15 +71,41 @@ def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
     )
 
 
+def _finding(stage: str, waited: int, copies: int, length: int) -> str:
+    """Of nanoseconds waited in all and for copies."""
+    if waited == 0:
+        return f"{stage.capitalize()}: no time is exposed, all copies hide behind compute"
+    return (
+        f"{stage.capitalize()}: {waited / length:.2%} of the time is exposed, "
+        f"{copies / 1e6:.1f} ms for copies and {(waited - copies) / 1e6:.1f} ms for gradients"
+    )
+
+
 def needed_seconds(spans: Sequence[Span]) -> list[float]:
     """When each micro-step began, in seconds since the first one; by index from 0."""
-    began: dict[int, int] = {}
+    windows = _windows(spans)
+    first = min(start for start, _ in windows.values())
+    return [(windows[index][0] - first) / SECOND for index in sorted(windows)]
+
+
+def _windows(spans: Sequence[Span]) -> dict[int, tuple[int, int]]:
+    """When each micro-step's layers began and ended."""
+    windows: dict[int, tuple[int, int]] = {}
     for span in spans:
-        if _kind(span) in COMPUTE:
-            index = span.micro_step
-            began[index] = min(began.get(index, span.start_ns), span.start_ns)
-    first = min(began.values())
-    return [(began[index] - first) / SECOND for index in sorted(began)]
+        if is_compute(span):
+            start, end = windows.get(span.micro_step, (span.start_ns, span.end_ns))
+            windows[span.micro_step] = (min(start, span.start_ns), max(end, span.end_ns))
+    return windows
+
+
+def _copied_in(spans: Sequence[Span], window: tuple[int, int]) -> int:
+    """Copies that began in the window."""
+    return sum(window[0] <= s.start_ns < window[1] and not is_compute(s) for s in spans)
+
+
+def is_compute(span: Span) -> bool:
+    """Whether it ran on the stream that waits for copies."""
+    return _kind(span) in COMPUTE
 
 
 def _kind(span: Span) -> str:
@@ -126,7 +148,7 @@ def _is_gradient(span: Span) -> bool:
 
 def _exposed(spans: Sequence[Span], counts: Callable[[Span], bool]) -> dict[int, int]:
     """Nanoseconds waited in each micro-step, of the spans that count."""
-    waited = {span.micro_step: 0 for span in spans if _kind(span) in COMPUTE}
+    waited = {span.micro_step: 0 for span in spans if is_compute(span)}
     for span in spans:
         if _kind(span) == "exposed" and counts(span):
             waited[span.micro_step] += span.end_ns - span.start_ns
@@ -137,9 +159,11 @@ def _draw(
     axes: Axes,
     by_kind: Mapping[str, Sequence[Span]],
     lanes: Mapping[Lane, tuple[float, float]],
-    start: int,
-    end: int,
+    window: tuple[int, int],
+    name: str,
 ) -> None:
+    """Boxes of a kind are one path, with the id ``name-kind``."""
+    start, end = window
     finest = (end - start) / RESOLUTION
     for kind, spans in by_kind.items():
         boxes: list[tuple[float, float, float, float]] = []
@@ -148,8 +172,12 @@ def _draw(
             boxes += [(a, b, bottom, bottom + height) for a, b in runs]
         if boxes:
             colour = COLOURS.get(kind, ACCENT)
-            axes.add_patch(PathPatch(_outline(boxes), facecolor=colour, linewidth=0, gid=kind))
+            axes.add_patch(
+                PathPatch(_outline(boxes), facecolor=colour, linewidth=0, gid=f"{name}-{kind}")
+            )
     bands = {lane.band: int(bottom) for lane, (bottom, _) in lanes.items()}
+    for place in bands.values():
+        axes.axhspan(place + 0.08, place + 0.9, color=GRID, alpha=0.35, linewidth=0, zorder=0)
     axes.set_yticks([place + 0.5 for place in bands.values()], list(bands))
     axes.set_ylim(len(bands), 0)
     axes.set_xlim(start, end)

@@ -103,7 +103,7 @@ def _matrix(axes: Axes, matrix: NDArray[np.int64], most: int) -> None:
         return
     share = 100 * matrix / max(1, int(matrix.sum()))
     for source, rank in np.ndindex(matrix.shape):
-        dark = matrix[source, rank] > 0.55 * most
+        dark = matrix[source, rank] > 0.8 * most
         colour = ON_HEAT if dark else INK
         axes.text(
             rank, source, f"{share[source, rank]:.1f}", ha="center", va="center", color=colour

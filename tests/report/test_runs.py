@@ -1,0 +1,233 @@
+"""Reports on what runs left behind: the demo's JSON, timelines, a daemon; and on what is no run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from foremoe.cli import main
+from foremoe.demo.options import DemoOptions
+from foremoe.demo.report import summarise
+from foremoe.vocabulary import Stage
+from tests.foresight.test_trace import fields, write
+from tests.report.pages import Page
+from tests.runtime.daemon_process import DaemonProcess
+from tests.runtime.steps import LAYERS, attached
+
+SIMULATE = [
+    "simulate",
+    "--model",
+    "mixtral-8x7b",
+    "--cluster",
+    "h100x4",
+    "--tokens-per-rank",
+    "256",
+]
+
+
+def demo_report() -> dict[str, Any]:
+    """Three steps, summed up by the demo itself."""
+    stage = {
+        "imbalance_before": 1.5,
+        "imbalance_after": 1.01,
+        "busiest_tokens_before": 150,
+        "busiest_tokens_after": 101,
+        "seconds_unbalanced": 3.0,
+        "seconds_balanced": 2.0,
+        "exposed_seconds": 0.125,
+        "host_bytes": 3 << 20,
+        "peer_bytes": 2 << 20,
+        "gradient_bytes": 1 << 20,
+        "micro_steps": 6,
+        "degraded": {},
+    }
+    step = {
+        "stages": {"recompute": stage, "update": {**stage, "exposed_seconds": 0.5}},
+        "reward": 0.5,
+        "loss_difference": 1e-9,
+        "gradient_difference": 1e-8,
+        "gradient_scale": 0.1,
+    }
+    return summarise(DemoOptions(), [step] * 3)
+
+
+def report(run: Path, folder: Path, *options: str) -> Page:
+    assert main(["report", str(run), "--out", str(folder / "report.html"), *options]) == 0
+    return Page(folder / "report.html")
+
+
+def test_the_demos_json_becomes_bars_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "demo.json").write_text(json.dumps(demo_report()))
+    page = report(tmp_path / "demo.json", tmp_path)
+    assert page.sections() == ["demo-imbalance", "demo-seconds", "demo-bytes"]
+    assert page.facts()["speedup"] == 1.5
+    assert page.facts()["imbalance-after"] == 1.01
+    assert page.numbers("demo-seconds") == [[s, 3, 2, 0.125, 3, 2, 0.5] for s in range(3)]
+    assert page.marks("demo-imbalance-update-after") == 3
+    assert "9 MiB" not in page.finding("demo-bytes")
+    assert "18 MiB of weights came by the host path" in page.finding("demo-bytes")
+
+
+def test_a_timeline_is_read_back(tmp_path: Path) -> None:
+    timeline = tmp_path / "timeline.json"
+    arguments = ["--workload", "W2_hot_rank", "--policies", "foremoe", "--timeline", str(timeline)]
+    assert main([*SIMULATE, *arguments]) == 0
+    page = report(tmp_path, tmp_path)  # the folder
+    assert page.sections() == ["timeline-recompute", "timeline-update"]
+    events = json.loads(timeline.read_text())["traceEvents"]
+    for process, slug in enumerate(page.sections()):
+        busy: dict[str, float] = {}
+        for event in events:
+            if event["ph"] == "X" and event["pid"] == process:
+                kind = event["cat"].split(" into ")[0]
+                busy[kind] = busy.get(kind, 0.0) + event["dur"] / 1e3
+        assert {row[0]: float(row[2]) for row in page.table(slug)} == pytest.approx(busy)
+        assert {"compute", "dispatch", "peer"} <= busy.keys()
+        for kind in busy:
+            assert page.by_id(f"{slug}-whole-{kind}") is not None
+
+
+def test_a_name_in_a_file_stays_a_name(tmp_path: Path) -> None:
+    where = {"micro_step": 0, "layer": 0}
+    name = {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "<script>/../$x^2$"}}
+    span = {"ph": "X", "pid": 0, "name": "a", "cat": "compute", "ts": 0, "dur": 5, "args": where}
+    copy = {**span, "cat": "<b>$x$</b> into rank 1"}
+    (tmp_path / "t.json").write_text(json.dumps({"traceEvents": [name, span, copy]}))
+    page = report(tmp_path / "t.json", tmp_path, "--figures", str(tmp_path / "figures"))
+    assert not {"script", "b"} & {element.tag for element in page.root.iter()}
+    assert "<script>/../$x^2$" in page.finding("timeline-script-x-2").lower()
+    assert "<b>$x$</b>" in [element.text for element in page.root.iter("text")]
+    assert {f.name for f in (tmp_path / "figures").iterdir()} == {
+        f"timeline-script-x-2.{kind}" for kind in ("png", "svg")
+    }
+
+
+def test_a_daemon_tells_its_layers_and_planning_times(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("d")
+    arguments = ["report", "--out", str(folder / "r.html"), "--socket", str(folder / "s")]
+    with DaemonProcess(folder) as daemon, attached(daemon, "ep0") as group:
+        assert main(arguments) == 2
+        assert "planned no stage yet" in capsys.readouterr().err
+        group.run(0)
+        assert main(arguments) == 0
+        status = group.controller.status()
+    page = Page(folder / "r.html")
+    assert page.sections() == ["layers-recompute", "layers-update", "planning"]
+    for detail in status.ep_groups[0].latest:
+        rows = page.numbers(f"layers-{detail.status.stage}")
+        assert [row[0] for row in rows] == list(LAYERS)
+        for row, layer in zip(rows, detail.layers, strict=True):
+            measured = (layer.imbalance_before, layer.imbalance_after, layer.imbalance_measured)
+            assert row[1:4] == pytest.approx(measured)
+    assert [row[0] for row in page.table("planning")] == [f"0 {stage}" for stage in Stage]
+
+
+def test_no_daemon_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--socket", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def event(**changed: Any) -> dict[str, Any]:
+    return {
+        "traceEvents": [
+            {
+                "ph": "X",
+                "pid": 0,
+                "name": "a",
+                "cat": "compute",
+                "ts": 0.0,
+                "dur": 1.0,
+                "args": {"micro_step": 0, "layer": 0},
+                **changed,
+            }
+        ]
+    }
+
+
+def without(content: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ([], "is neither of"),
+        (3, "is neither of"),
+        ({"policies": []}, "is neither of"),
+        ({"policy": "foremoe"}, "imbalance_before is missing"),
+        ({"stages": {}}, "stages.recompute is missing"),
+        (without(demo_report(), "steps"), "steps is missing"),
+        ({**demo_report(), "steps": []}, "steps is no list of objects"),
+        ({**demo_report(), "speedup": float("nan")}, "speedup is no number"),
+        ({**demo_report(), "options": 3}, "options is no JSON object"),
+        ({"traceEvents": []}, "no span of a micro-step"),
+        ({"traceEvents": 3}, "no Chrome trace"),
+        (event(ts="soon"), "no Chrome trace"),
+        (event(dur=-1.0), "no Chrome trace"),
+        (event(dur=float("inf")), "no Chrome trace"),
+        (event(cat="peer into rank 0"), "has no track"),
+        (event(args={}), "no span of a micro-step"),
+    ],
+)
+def test_json_that_is_no_run_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any, message: str
+) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(content if isinstance(content, str) else json.dumps(content))
+    out = tmp_path / "report.html"
+    assert main(["report", str(run), "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"foremoe report: {run}: ")
+    assert message in said
+    assert said.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.json"], "cannot be read"),
+        (["none.npz"], "cannot be read"),
+        (["."], "holds no .json"),
+        (["trace.npz"], "expected the fields home"),
+        (["unsound.npz"], "micro-step 0: every token once: home is no rank"),
+        (["empty.npz"], "holds no plan"),
+        (["plans.npz", "--nodes", "3"], "cannot be shared evenly by 3 nodes"),
+        (["plans.npz", "--model", "olmoe-1b-7b"], "has 64 experts a layer, the plans have 8"),
+        (["plans.npz", "--model", "mixtral"], "did you mean 'mixtral-8x7b'?"),
+        (["plans.npz", "--stage", "update"], "need --model"),
+        (["plans.npz", "--out", "no/r.html"], "cannot be written"),
+        (["plans.npz", "--figures", "plans.npz"], "cannot be made"),
+    ],
+)
+def test_bad_arguments_are_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if arguments != ["."]:
+        trace = write(Path("trace.npz"), fields())
+        assert main(["plan", str(trace), "--ranks", "2", "--plans", "plans.npz"]) == 0
+        plans = dict(np.load("plans.npz"))
+        write(Path("unsound.npz"), {**plans, "home": plans["home"] + 7})
+        write(Path("empty.npz"), {k: v if k == "home" else v[:0] for k, v in plans.items()})
+    capsys.readouterr()
+    assert main(["report", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_the_demo_checks_where_its_page_goes_before_it_starts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["demo", "--html", "/nowhere/at/all.html"]) == 2
+    assert "--html: cannot write /nowhere/at/all.html" in capsys.readouterr().err
