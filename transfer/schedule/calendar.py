@@ -14,21 +14,24 @@ _COLUMNS = 256
 class Calendar:
     """busy: uint8 ``[5 P, H]``, rows host in, peer out, peer in, network out, network in by rank.
 
-    base: int64 ``[3]``, by link the tick of column 0; columns after the last one are free.
+    base: int64 ``[3]``, by link the tick of column 0; columns after the last one are free. tick_ns:
+    int64 ``[3]``, a tick's length, 0 where there is no such link.
     """
 
     links: Links
     busy: NDArray[np.uint8]
     base: NDArray[np.int64]
+    tick_ns: NDArray[np.int64]
 
     @classmethod
     def empty(cls, links: Links) -> "Calendar":
         """Nothing is under way."""
         rows = 5 * links.topology.ranks
-        return cls(links, np.zeros((rows, _COLUMNS), np.uint8), np.zeros(3, np.int64))
+        tick_ns = np.array(links.tick_ns, np.int64)
+        return cls(links, np.zeros((rows, _COLUMNS), np.uint8), np.zeros(3, np.int64), tick_ns)
 
     def copy(self) -> "Calendar":
-        return Calendar(self.links, self.busy.copy(), self.base)
+        return Calendar(self.links, self.busy.copy(), self.base, self.tick_ns)
 
     def after(self, now_ns: int) -> "Calendar":
         """What is still taken from ``now_ns`` on; what ended before is forgotten."""
@@ -41,7 +44,7 @@ class Calendar:
             gone = max(0, int(base[link] - self.base[link]))
             kept = self.busy[rows, gone:]
             busy[rows, : kept.shape[1]] = kept
-        return Calendar(self.links, busy, np.maximum(base, self.base))
+        return Calendar(self.links, busy, np.maximum(base, self.base), self.tick_ns)
 
     def window(
         self, ready_ns: int, deadline_ns: int
@@ -55,4 +58,5 @@ class Calendar:
         self.busy = np.pad(self.busy, ((0, 0), (0, self.busy.shape[1])))
 
     def _ticks(self, time_ns: int) -> NDArray[np.int64]:
-        return np.array([time_ns // tick if tick else 0 for tick in self.links.tick_ns], np.int64)
+        ticks = [time_ns // tick if tick else 0 for tick in self.tick_ns.tolist()]
+        return np.array(ticks, np.int64)

@@ -47,7 +47,7 @@ def schedule_micro_step(
     Raises InvalidInputError when a copy has no link at all.
     """
     calendar = Calendar.empty(links) if calendar is None else calendar.copy()
-    windows = [make_window(layer, links) for layer in layers]
+    windows = [make_window(layer, calendar) for layer in layers]
     urgency = sorted((w.deadline_ns, w.ready_ns, index) for index, w in enumerate(windows))
     placed = {index: place_window(windows[index], calendar) for _, _, index in urgency}
     return _timetable(layers, [placed[index] for index in range(len(layers))], calendar)
@@ -55,7 +55,8 @@ def schedule_micro_step(
 
 def warm_up() -> None:
     """Compile the kernels now rather than when copies wait for them."""
-    impossible = LayerCopies(0, [Fill(0, 0, 0)], np.ones(1, np.int32), 0, 1)
+    fills = [Fill(0, slot, slot) for slot in range(2)]
+    impossible = LayerCopies(0, fills, np.ones(2, np.int32), 0, 1)
     schedule_micro_step([impossible], Links(Topology(2, 2), 8, 8, 8, relay=True))
 
 
@@ -67,7 +68,7 @@ def _timetable(
     sender = _joined([each.sender for each in placed])
     ticks = _joined([each.columns.ravel() for each in placed]).reshape(-1, calendar.links.chunks)
     ticks += calendar.base[link][:, None]
-    start_ns = ticks[:, 0] * np.array(calendar.links.tick_ns, np.int64)[link]
+    start_ns = ticks[:, 0] * calendar.tick_ns[link]
     order = np.lexsort((link, start_ns))
     order = order[link[order] != DROPPED]
     copies = []

@@ -93,7 +93,7 @@ class Timetable:
         return sorted(found, key=lambda piece: (piece.start_ns, piece.index))
 
     def _tick_ns(self) -> NDArray[np.int64]:
-        return np.array(self.calendar.links.tick_ns, np.int64)[self.link]
+        return self.calendar.tick_ns[self.link]
 
 
 def _pieces(index: int, ticks: NDArray[np.int64], tick_ns: int) -> Iterator[Piece]:
