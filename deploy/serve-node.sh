@@ -10,6 +10,6 @@ set -eu
 : "${FOREMOE_NODE:?}" "${FOREMOE_LEADER:?}" "${FOREMOE_SOCKET:?}"
 port=${FOREMOE_PORT:-7400}
 if [ "$FOREMOE_NODE" -eq 0 ]; then
-    exec foremoe serve --socket "$FOREMOE_SOCKET" --also-listen "$FOREMOE_LEADER:$port" "$@"
+    exec foremoe serve --socket "$FOREMOE_SOCKET" --also-listen "0.0.0.0:$port" "$@"
 fi
 exec foremoe serve --socket "$FOREMOE_SOCKET" --join "$FOREMOE_LEADER:$port" "$@"
