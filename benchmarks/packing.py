@@ -22,7 +22,7 @@ from rich.console import Console
 
 from benchmarks.planner_loads import CONCENTRATION, TRACES
 from benchmarks.record import Record
-from benchmarks.table import rows
+from benchmarks.table import Aim, aims_table, rows
 from foremoe.foresight.trace import load_trace
 from foremoe.planner.cost import new_replicas
 from foremoe.planner.homes import contiguous_homes
@@ -277,6 +277,9 @@ def _markdown(schedules: list[Schedule], replicas: list[Replicas], timings: list
         ["sequences", "P", "limit of a rank", "M", "homes", "attention", *names, "gain", "bound"],
         [_row(case, names) for case in cases.values()],
     )
+    lines += ["Recorded routing, at least a tenth below the best packing by length.", ""]
+    recorded = [case for case in cases.values() if "trace" in case[PACKED].sequences]
+    lines += aims_table(_aim(case, names) for case in recorded)
     lines += ["With replicas, P = 8, one sequence a rank, contiguous homes.", ""]
     lines += rows(
         ["policy", "R", "target", "packing", "slowest / mean", "replicas", "copies"],
@@ -292,6 +295,16 @@ def _markdown(schedules: list[Schedule], replicas: list[Replicas], timings: list
         [[str(t.sequences), str(t.ranks), f"{t.processor_seconds:.2f}"] for t in timings],
     )
     return "\n".join(lines)
+
+
+def _aim(case: dict[str, Schedule], names: tuple[str, ...]) -> Aim:
+    packed = case[PACKED]
+    by_length = min(case[name].cost for name in names[:-1] if name in case)
+    attention = ", attention" if packed.attention else ""
+    name = (
+        f"{packed.sequences}, P = {packed.ranks}, {packed.limit}, homes {packed.homes}{attention}"
+    )
+    return Aim(name, 0.9 * by_length, packed.cost, bound=packed.bound)
 
 
 def _row(case: dict[str, Schedule], names: tuple[str, ...]) -> list[str]:
