@@ -19,6 +19,7 @@ from tests.runtime.certificates import Authority, needs_openssl, tls_options
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually
 from tests.runtime.nodes import Nodes
+from tests.runtime.scrapes import Scrape
 from tests.runtime.steps import GROUP, Group
 from tests.runtime.uploads import histogram, upload
 
@@ -112,13 +113,14 @@ def test_followers_do_not_follow_followers(running: tuple[Nodes, DaemonProcess])
 
 def test_ranks_go_on_without_the_leader_and_find_the_next_one(nodes: Nodes) -> None:
     first = nodes.leader().wait_serving()
-    with nodes.follower() as follower, nodes.attached("lost") as group:
+    with nodes.follower("--metrics-port", "0") as follower, nodes.attached("lost") as group:
         group.run(1)
         far = group.ranks[1]
         group.upload(2)
         group.schedule(2, Stage.UPDATE)
         first.kill()
         eventually(lambda: not far.connected)
+        eventually(lambda: Scrape(follower).value("foremoe_leader_connected") == 0)
         begin = time.monotonic()
         assert far.wait(2, Stage.UPDATE, 0, 30.0) is not None  # has arrived, and is still used
         assert far.wait(3, Stage.UPDATE, 0, 30.0) is None
@@ -132,9 +134,9 @@ def test_ranks_go_on_without_the_leader_and_find_the_next_one(nodes: Nodes) -> N
             eventually(lambda: all(rank.connected for rank in group.ranks))
             group.run(3)
             assert group.status(3, Stage.UPDATE).degraded == 0
-        log = follower.log.read_text()
-        assert log.count("leader lost") >= 1
-        assert log.count("leader found") == 2
+        eventually(lambda: follower.log.read_text().count("leader found") == 2)
+        assert follower.log.read_text().count("leader lost") == 1
+        assert Scrape(follower).value("foremoe_leader_connected") == 1
         assert follower.terminate() == 0
 
 
