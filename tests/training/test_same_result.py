@@ -7,7 +7,7 @@ import torch
 
 from tests.processes import run_ranks
 from tests.training.dense import Case, train_dense
-from tests.training.workers import Way, recompute_twice, train
+from tests.training.workers import Way, recompute_twice, train, train_each
 
 TOLERANCE = 1e-10
 
@@ -48,6 +48,7 @@ def test_a_second_forward_in_a_micro_step_gives_the_same() -> None:
             assert torch.allclose(actual, expected[index], rtol=0, atol=TOLERANCE)
 
 
+KEPT = Case(seed=14, ranks=2, micro_steps=4)
 WAYS = {
     "streaming": Way(frames=2),
     "streaming, checkpointed": Way(frames=2, checkpointed=True),
@@ -64,11 +65,19 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
-def test_however_replicas_are_kept_the_result_is_the_same(way: Way) -> None:
-    case = Case(seed=14, ranks=2, micro_steps=4)
-    results = run_ranks(train, 2, case, way)
-    assert_same(case, results)
+@pytest.fixture(scope="module")
+def trained() -> dict[str, list[dict[str, Any]]]:
+    """What each rank saw, by way; the same processes go all ways."""
+    ranks = run_ranks(train_each, 2, KEPT, list(WAYS.values()))
+    return {name: [rank[index] for rank in ranks] for index, name in enumerate(WAYS)}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_however_replicas_are_kept_the_result_is_the_same(
+    name: str, trained: dict[str, list[dict[str, Any]]]
+) -> None:
+    way, results = WAYS[name], trained[name]
+    assert_same(KEPT, results)
     records = results[0]["records"]
     assert sum(not record.balanced for record in records) == sum(map(len, way.missing.values()))
     assert any(record.host_copies for record in records) == (not way.no_cache)

@@ -155,6 +155,11 @@ def train(rank: int, case: Case, way: Way = PLAIN) -> dict[str, Any]:
     }
 
 
+def train_each(rank: int, case: Case, ways: Sequence[Way]) -> list[dict[str, Any]]:
+    """``train`` in each way, one after the other."""
+    return [train(rank, case, way) for way in ways]
+
+
 def recompute_twice(rank: int, case: Case) -> list[list[Tensor]]:
     """Two forwards in each micro-step of a recompute stage: their outputs."""
     layers, session = build(case, None)
@@ -186,7 +191,7 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
         verify_copies=way.verify,
         cache_limit_bytes=100 if way.no_cache == "budget" else None,
     )
-    with largest_file(5000) if way.no_cache == "full" else nullcontext():
+    with largest_file(100_000) if way.no_cache == "full" else nullcontext():
         session = open_session([layer.home_experts() for layer in layers], group, options)
     for layer in layers:
         layer.session = session
