@@ -46,6 +46,7 @@ def frontier(run: PlansRun) -> Chart:
             color=colour,
             marker=marker,
             markersize=4,
+            clip_on=False,
             label=f"{policy}: {CURVES[policy]}",
         )
         line.set_gid(policy)
@@ -61,8 +62,8 @@ def frontier(run: PlansRun) -> Chart:
     horizontal_grid(axes)
     axes.legend(loc="upper right")
     finding = (
-        f"These plans need {own.copies:.2f} copies per layer and micro-step for an imbalance of "
-        f"{own.imbalance:.3f}"
+        f"These plans reach {own.imbalance:.3f} with {own.copies:.2f} copies per layer and "
+        f"micro-step; {_others(curves, own)}"
     )
     part = "" if taken == len(run.plans) else f" The first {taken} micro-steps."
     return Chart(
@@ -87,6 +88,15 @@ def point(label: str, plans: Sequence[Plan]) -> Point:
     tokens = np.stack([plan.rank_tokens() for plan in plans])
     copies = copied(np.stack([plan.replica_expert for plan in plans]))
     return Point(label, float(imbalance(tokens).mean()), float(copies.mean()))
+
+
+def _others(curves: dict[str, list[Point]], own: Point) -> str:
+    """Copies of each curve at the plans' own imbalance, between its points."""
+    copies = {
+        policy: np.interp(own.imbalance, [p.imbalance for p in points], [p.copies for p in points])
+        for policy, points in curves.items()
+    }
+    return "there " + ", ".join(f"{policy} takes {value:.2f}" for policy, value in copies.items())
 
 
 def _taken(run: PlansRun) -> int:

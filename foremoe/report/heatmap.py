@@ -10,6 +10,7 @@ from foremoe.report.plans_run import PlansRun
 from foremoe.report.style import ACCENT, FAINT, HEAT, INK, MUTED, PAPER, WIDTH, bare, whole_numbers
 
 MAX_LABELS = 16
+MAX_MARKS = 4000  # more are drawn as one image, to keep the page small
 
 
 def heatmap(run: PlansRun) -> Chart:
@@ -72,9 +73,12 @@ def _replicas(axes: Axes, plan: Plan, order: NDArray[np.int64]) -> None:
     counts = np.take_along_axis(counts, order, axis=1)
     row, column = np.nonzero(counts)
     cell = min(0.75 * WIDTH * 72 / experts, 11.0)  # points
-    area = (0.32 * cell) ** 2 * np.minimum(counts[row, column], 4)
-    dots = axes.scatter(column, row, s=area, c=INK, edgecolors=PAPER, linewidths=0.5)
-    dots.set_gid("replicas")
+    size = np.minimum(counts[row, column], 4)
+    for count in np.unique(size).tolist():
+        chosen = size == count
+        (dots,) = axes.plot(column[chosen], row[chosen], "o", color=INK, markeredgecolor=PAPER)
+        dots.set(markersize=0.36 * cell * count**0.5, markeredgewidth=0.5, gid=f"replicas-{count}")
+        dots.set_rasterized(len(row) > MAX_MARKS)
 
 
 def _axes(axes: Axes, ranks: int, experts: int) -> None:

@@ -9,6 +9,7 @@ _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _FONT = re.compile(r"'DejaVu Sans'(, [^;]*)?")
+_LONG = re.compile(r"(\.\d\d)\d+")  # a hundredth of a point is finer than any screen
 _NAMESPACES = re.compile(r' xmlns(:\w+)?="[^"]*"')
 
 
@@ -37,6 +38,8 @@ def _adapted(name: str, value: str, prefix: str) -> str:
         return f"{prefix}-{value}"
     if name.endswith("}href") and value.startswith("#"):
         return f"#{prefix}-{value[1:]}"
+    if name in ("d", "x", "y"):
+        return _LONG.sub(r"\1", value)
     value = _REFERENCE.sub(rf"url(#{prefix}-\1)", value)
     if name == "style":
         for colour, variable in VARIABLES.items():

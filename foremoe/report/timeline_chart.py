@@ -23,6 +23,7 @@ COLOURS = {
     "planning": INK,
 }
 RESOLUTION = 1500  # what is closer than a part of this is drawn as one
+MAX_BOXES = 2500  # of a kind; more are drawn as one image, to keep the page small
 
 
 class Lane(NamedTuple):
@@ -57,8 +58,8 @@ def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
         "timeline-" + re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-"),
         finding,
         "Above the whole stage, below the micro-step that waited longest for copies, or had most "
-        "of them. Dark grey: expert compute; light grey: dispatch and other work; blue: copies, a "
-        "line for each receiving rank; red: time that compute waited for a copy or a gradient.",
+        "of them. Strong grey: expert compute; faint grey: dispatch and other work; blue: copies, "
+        "a line for each receiving rank; red: time that compute waited for a copy or a gradient.",
         f"Time line of {len(spans)} spans. {finding}.",
         drawing,
         Numbers(
@@ -172,9 +173,9 @@ def _draw(
             boxes += [(a, b, bottom, bottom + height) for a, b in runs]
         if boxes:
             colour = COLOURS.get(kind, ACCENT)
-            axes.add_patch(
-                PathPatch(_outline(boxes), facecolor=colour, linewidth=0, gid=f"{name}-{kind}")
-            )
+            patch = PathPatch(_outline(boxes), facecolor=colour, linewidth=0, gid=f"{name}-{kind}")
+            patch.set_rasterized(len(boxes) > MAX_BOXES)
+            axes.add_patch(patch)
     bands = {lane.band: int(bottom) for lane, (bottom, _) in lanes.items()}
     for place in bands.values():
         axes.axhspan(place + 0.08, place + 0.9, color=GRID, alpha=0.35, linewidth=0, zorder=0)

@@ -54,7 +54,9 @@ class Page:
 
     def marks(self, name: str) -> int:
         """Marks of a scatter or line, which matplotlib draws one by one or from a template."""
-        group = self.by_id(name)
+        group = next((e for e in self.root.iter() if e.get("id") == name), None)
+        if group is None:
+            return 0
         if any(True for _ in group.iter("use")):
             return len(list(group.iter("use")))
         return len(list(group.iter("path")))

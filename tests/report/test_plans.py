@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -48,13 +49,13 @@ def test_every_replicated_expert_of_the_worst_micro_step_has_a_dot(
 ) -> None:
     worst = int(planned.before().mean(axis=1).argmax())
     plan = planned.plans[worst]
-    held = {
-        (layer, int(expert))
+    held = Counter(
+        (layer, expert)
         for layer, slots in enumerate(plan.replica_expert)
-        for expert in slots.ravel()
-        if expert >= 0
-    }
-    assert page.marks("heatmap-replicas") == len(held) > 0
+        for expert in slots[slots >= 0].tolist()
+    )
+    dots = {count: page.marks(f"heatmap-replicas-{count}") for count in range(1, RANKS)}
+    assert dots == {count: list(held.values()).count(count) for count in dots}
     rows = page.numbers("heatmap")
     assert sum(row[2] for row in rows) == plan.replicas()
     heat = plan.load.sum(axis=1)

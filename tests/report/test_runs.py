@@ -89,6 +89,18 @@ def test_a_timeline_is_read_back(tmp_path: Path) -> None:
             assert page.by_id(f"{slug}-whole-{kind}") is not None
 
 
+def test_a_large_timeline_stays_small(tmp_path: Path) -> None:
+    where = {"micro_step": 0, "layer": 0}
+    one = {"ph": "X", "pid": 0, "name": "a", "dur": 1, "args": where}
+    spans = [{**one, "cat": "compute", "ts": 8 * at} for at in range(700)]
+    spans += [{**span, "cat": f"peer into rank {rank}"} for span in spans for rank in range(32)]
+    (tmp_path / "t.json").write_text(json.dumps({"traceEvents": spans}))
+    page = report(tmp_path / "t.json", tmp_path)
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    assert len(list(page.section("timeline-process-0").iter("image"))) == 2
+    assert page.table("timeline-process-0")[0][:2] == ["peer", str(700 * 32)]
+
+
 def test_a_name_in_a_file_stays_a_name(tmp_path: Path) -> None:
     where = {"micro_step": 0, "layer": 0}
     name = {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "<script>/../$x^2$"}}
