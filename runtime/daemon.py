@@ -60,14 +60,15 @@ def serve(config: RuntimeConfig) -> None:
                 claims.enter_context(hold_socket(Path(address.path)))
         os.umask(0o077)  # the socket is for this user only
         if config.join is None:
-            warm_up()
+            warm_up(config.policy)
         with asyncio.Runner(loop_factory=loop_factory) as runner:
             runner.run(Daemon(config, addresses).run())
 
 
-def warm_up() -> None:
+def warm_up(policy: str) -> None:
     """Compile the kernels, or load them from the cache, before anybody waits for a plan."""
-    policies.warm_up()
+    log.info("preparing the planner's kernels; the first time after an installation takes a while")
+    policies.warm_up([policy])
     packing.warm_up()
     step_homes.warm_up()
     for dtype in ID_DTYPES:  # what arrives on the wire is read-only, another type to numba

@@ -10,7 +10,7 @@ from typing import Self
 from foremoe.client.controller import ControllerClient
 from foremoe.errors import DemoError, UnavailableError
 
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 
 
 class Daemon:

@@ -17,7 +17,7 @@ from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_channel
 from foremoe.rpc.credentials import Credentials
 
-START_SECONDS = 60.0
+START_SECONDS = 240.0
 
 
 def run_foremoe(*arguments: str) -> subprocess.CompletedProcess[str]:
