@@ -1,4 +1,4 @@
-"""Kernels are compiled before the first test's clock starts; a clean clone has none in its cache."""
+"""Kernels are compiled before the first test's clock starts: a clean clone has no cache of them."""
 
 import pytest
 
