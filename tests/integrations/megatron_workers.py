@@ -74,14 +74,26 @@ class Stack(nn.Module):
         return hidden
 
 
+def on_two_ranks(rank: int) -> dict[str, Any]:
+    """All that is tested there: processes are slow to start."""
+    return {
+        "alltoall": train(rank, 2, "alltoall", own_replay=True),
+        "allgather": train(rank, 2, "allgather", own_replay=False),
+        "replay": record_and_replay(rank, 2),
+        "refusals": refusals(rank, 2),
+    }
+
+
 def build(case: Case, **options: Any) -> tuple[Stack, Any]:
     """The stack and Megatron's DDP around it, which sums gradients into ``main_grad``."""
     from megatron.core import parallel_state
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
+    from megatron.core.transformer.moe.router_replay import RouterReplay
 
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(expert_model_parallel_size=case.ranks)
         megatron_cpu.prepare()
+    RouterReplay.clear_global_router_replay_instances()
     stack = Stack(case, **options)
     return stack, DistributedDataParallel(stack.config, DistributedDataParallelConfig(), stack)
 

@@ -1,6 +1,7 @@
 """Unmodified Megatron-Core 0.16.1 MoE layers on ForeMoE: its own outputs and ``main_grad``."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pytest
 import torch
@@ -22,14 +23,24 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize(
-    ("ranks", "dispatcher", "own_replay"),
-    [(2, "alltoall", True), (2, "allgather", False), (4, "alltoall", False)],
-)
-def test_balanced_layers_equal_megatron_alone(
-    ranks: int, dispatcher: str, own_replay: bool
+@pytest.fixture(scope="module")
+def on_two_ranks() -> list[dict[str, Any]]:
+    return run_ranks(workers.on_two_ranks, 2)
+
+
+@pytest.mark.parametrize("dispatcher", ["alltoall", "allgather"])
+def test_two_balanced_ranks_equal_megatron_alone(
+    on_two_ranks: list[dict[str, Any]], dispatcher: str
 ) -> None:
-    for result in run_ranks(workers.train, ranks, ranks, dispatcher, own_replay):
+    assert_same([result[dispatcher] for result in on_two_ranks])
+
+
+def test_four_balanced_ranks_equal_megatron_alone() -> None:
+    assert_same(run_ranks(workers.train, 4, 4, "alltoall", False))
+
+
+def assert_same(results: list[dict[str, Any]]) -> None:
+    for result in results:
         assert result["same checkpoint"]
         alone = result["alone"]
         for run, output_exact, exact in (
@@ -51,14 +62,14 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, exact: bool) -> N
     assert torch.allclose(actual, expected, rtol=0, atol=tolerance)
 
 
-def test_router_replay_records_and_replays_as_ever() -> None:
-    for result in run_ranks(workers.record_and_replay, 2, 2):
+def test_router_replay_records_and_replays_as_ever(on_two_ranks: list[dict[str, Any]]) -> None:
+    for result in (one["replay"] for one in on_two_ranks):
         assert result["left to replay"] == 0
         assert all(value for name, value in result.items() if name != "left to replay"), result
 
 
-def test_what_is_not_supported_is_refused() -> None:
-    for messages in run_ranks(workers.refusals, 2, 2):
+def test_what_is_not_supported_is_refused(on_two_ranks: list[dict[str, Any]]) -> None:
+    for messages in (one["refusals"] for one in on_two_ranks):
         assert "moe_router_fusion is not supported" in messages[0]
         assert "tokens must not be dropped" in messages[1]
         assert "pipeline parallelism" in messages[2]

@@ -24,8 +24,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def on_two_ranks(folders: dict[str, Path]) -> list[Any]:
-    """Results of all families: processes are slow to start."""
-    return run_ranks(workers.train, 2, folders, 2, ("float32", "bfloat16"))
+    return run_ranks(workers.on_two_ranks, 2, folders)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def on_four_ranks(folders: dict[str, Path]) -> list[Any]:
 def test_two_ranks_equal_the_stock_model(
     folders: dict[str, Path], on_two_ranks: list[Any], family: str, dtype: str
 ) -> None:
-    assert_same(folders, family, dtype, on_two_ranks)
+    assert_same(folders, family, dtype, [result["trained"] for result in on_two_ranks])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -64,10 +63,9 @@ def assert_same(folders: dict[str, Path], family: str, dtype: str, trained: list
             assert torch.allclose(actual, gradient, rtol=0, atol=tolerance), (run, name)
 
 
-def test_an_attached_model_lives_on(folders: dict[str, Path]) -> None:
+def test_an_attached_model_lives_on(folders: dict[str, Path], on_two_ranks: list[Any]) -> None:
     """Optimizer steps, model switches, offload, checkpoints, detach: as the stock model in one."""
-    folder = folders["qwen3_moe"]
-    stock = workers.live_on_stock(folder, 2)
+    stock = workers.live_on_stock(folders["qwen3_moe"], 2)
     assert stock["before"][0] != pytest.approx(stock["after"][0], rel=1e-2)
     expected = {
         "attached": "before",
@@ -78,7 +76,7 @@ def test_an_attached_model_lives_on(folders: dict[str, Path]) -> None:
         "attached again": "before",
         "detached live": "live",
     }
-    for rank, result in enumerate(run_ranks(workers.live_on, 2, folder, 2)):
+    for rank, result in enumerate(one["life"] for one in on_two_ranks):
         assert result["same state"]
         assert result["same files"]
         assert result["hooks left"] == 0
@@ -86,8 +84,8 @@ def test_an_attached_model_lives_on(folders: dict[str, Path]) -> None:
             assert result[event] == pytest.approx(stock[losses][rank], rel=1e-5), event
 
 
-def test_experts_that_change_homes_change_nothing(folders: dict[str, Path]) -> None:
-    for expected, actual in run_ranks(workers.train_moving, 2, folders["qwen3_moe"], 2):
+def test_experts_that_change_homes_change_nothing(on_two_ranks: list[Any]) -> None:
+    for expected, actual in ((one["staying"], one["moving"]) for one in on_two_ranks):
         assert actual["losses"] == pytest.approx(expected["losses"], rel=1e-10)
         assert actual["weights"].keys() == expected["weights"].keys()
         for name, weight in expected["weights"].items():

@@ -115,6 +115,16 @@ def train(
     return results
 
 
+def on_two_ranks(rank: int, folders: dict[str, Path]) -> dict[str, Any]:
+    """All that is tested there: processes are slow to start."""
+    return {
+        "trained": train(rank, folders, 2, ("float32", "bfloat16")),
+        "life": live_on(rank, folders["qwen3_moe"], 2),
+        "staying": train_adamw(rank, folders["qwen3_moe"], 2, moving=False),
+        "moving": train_adamw(rank, folders["qwen3_moe"], 2, moving=True),
+    }
+
+
 def train_step(attached: Attached, model: nn.Module, case: Case, rank: int, balanced: bool) -> Run:
     """One mini-batch: losses and gradients; the model's are cleared."""
     losses = train_mini_batch(attached, model, case, rank, balanced)
@@ -150,15 +160,11 @@ def take_gradients(model: nn.Module) -> dict[str, Tensor]:
     return taken
 
 
-def train_moving(rank: int, folder: Path, ranks: int) -> list[dict[str, Any]]:
-    """AdamW in float64 with a forward before every step; experts stay, then move in between.
+def train_adamw(rank: int, folder: Path, ranks: int, moving: bool) -> dict[str, Any]:
+    """Float64 with a forward before every step; ``moving`` experts change homes in between.
 
-    Losses, the full state dict and this rank's optimizer state at the end of both.
+    Losses, the full state dict and this rank's optimizer state at the end.
     """
-    return [_train_moving(rank, folder, ranks, moving) for moving in (False, True)]
-
-
-def _train_moving(rank: int, folder: Path, ranks: int, moving: bool) -> dict[str, Any]:
     case = case_for("qwen3_moe", ranks)
     model = load("qwen3_moe", folder, ranks, "float64")
     for module in model.modules():
