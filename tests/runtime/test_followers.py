@@ -116,6 +116,7 @@ def test_ranks_go_on_without_the_leader_and_find_the_next_one(nodes: Nodes) -> N
     with nodes.follower("--metrics-port", "0") as follower, nodes.attached("lost") as group:
         group.run(1)
         far = group.ranks[1]
+        eventually(lambda: Scrape(follower).value("foremoe_leader_connected") == 1)
         group.upload(2)
         group.schedule(2, Stage.UPDATE)
         first.kill()
