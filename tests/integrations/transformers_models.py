@@ -31,7 +31,7 @@ class Family:
     options: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        """A random model with nonzero biases, saved for all ranks."""
+        """A random model with nonzero biases, whose experts matter; saved for all ranks."""
         torch.manual_seed(0)
         config = getattr(transformers, f"{self.model}Config")(**self.settings)
         model = self.kind(config)
@@ -39,6 +39,8 @@ class Family:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "bias" in name or name.endswith("e_score_correction_bias"):
                 tensor.data.normal_(std=0.1, generator=generator)
+            elif ".experts." in name:
+                tensor.data.mul_(10)
         model.save_pretrained(folder)
 
     @property
