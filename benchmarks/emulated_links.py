@@ -3,15 +3,16 @@
 A copy between ranks needs the sender's way out and the receiver's way in. Copies that need the same
 link at the same time share its speed evenly (max-min fair: no copy is slowed for one that has
 more), as they do on a network. The bytes are moved at once and the caller sleeps until the end.
-Sleeping needs no core, so a group of ranks, as threads, has its own links on any machine. Like a
-copy engine with a queue, a link goes on without a pause when the next copy is asked for within
-``QUEUE_SECONDS`` of the last one's end: a busy machine wakes threads that much too late.
+Sleeping needs no core, so a group of ranks, as threads, has its own links on any machine. An idle
+link saves up what it carries in ``SAVED_SECONDS`` (a token bucket), because a busy machine wakes
+threads that much too late, and a copy engine with a queue would not have paused.
 """
 
+import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.distributed import ProcessGroup, Work
 
 from foremoe.transfer.host_cache import HostExpertCache
 
-QUEUE_SECONDS = 0.005
+SAVED_SECONDS = 0.005
 _LAST_BYTE = 0.5  # what is left of a copy that is done, by rounding
 
 
@@ -34,11 +35,12 @@ class EmulatedLink:
 
 @dataclass(eq=False)
 class _Flight:
-    """A copy on its links."""
+    """A copy on its links; ends_at: if nothing else is asked for."""
 
     links: Sequence[EmulatedLink]
     left: float
     speed: float = 0.0
+    ends_at: float = math.inf
 
 
 class LinkClock:
@@ -47,71 +49,91 @@ class LinkClock:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._flying: list[_Flight] = []
+        self._held: list[_Flight] | None = None
         self._now = time.monotonic()
-        threading.Thread(target=self._run, daemon=True, name="emulated-links").start()
+
+    def hold(self) -> None:
+        """From now on copies that are asked for wait for ``start``; none may be under way."""
+        with self._changed:
+            self._held = []
+
+    def start(self) -> None:
+        with self._changed:
+            self._now = time.monotonic()
+            self._flying, self._held = self._held or [], None
+            self._foresee()
+            self._changed.notify_all()
 
     def ask(self, links: Sequence[EmulatedLink], nbytes: int) -> _Flight:
         with self._changed:
+            if self._held is not None:
+                self._held.append(_Flight(links, nbytes))
+                return self._held[-1]
             self._advance(time.monotonic())
             busy = {link for other in self._flying for link in other.links}
             flight = _Flight(links, nbytes)
             if busy.isdisjoint(links):
                 idle = self._now - max(link.idle_since for link in links)
-                if idle < QUEUE_SECONDS:
-                    flight.left -= idle * min(link.bytes_per_second for link in links)
+                speed = min(link.bytes_per_second for link in links)
+                flight.left = max(0.0, nbytes - min(idle, SAVED_SECONDS) * speed)
             self._flying.append(flight)
-            self._share()
+            self._foresee()
             self._changed.notify_all()
         return flight
 
     def wait(self, flight: _Flight) -> None:
-        """Sleep until the copy has ended."""
+        """Sleep until the copy has ended, which later ones may put off."""
         with self._changed:
-            self._changed.wait_for(lambda: flight not in self._flying)
-
-    def _run(self) -> None:
-        with self._changed:
-            while True:
-                ends = [self._now + flight.left / flight.speed for flight in self._flying]
-                self._changed.wait(max(min(ends) - time.monotonic(), 0) if ends else None)
-                self._advance(time.monotonic())
+            while (remaining := flight.ends_at - time.monotonic()) > 0:
+                self._changed.wait(remaining if math.isfinite(remaining) else None)
 
     def _advance(self, until: float) -> None:
-        """Let all copies fly on; those that end on the way end at their very time."""
-        while self._flying:
-            first = min(flight.left / flight.speed for flight in self._flying)
-            step = min(first, until - self._now)
-            self._now += step
-            for flight in self._flying:
-                flight.left -= flight.speed * step
-            landed = [flight for flight in self._flying if flight.left < _LAST_BYTE]
-            if not landed:
-                break
-            for flight in landed:
-                self._flying.remove(flight)
-                for link in flight.links:
-                    link.idle_since = self._now
-            self._share()
-            self._changed.notify_all()
+        while self._flying and (now := _fly(self._flying, self._now, until)) < until:
+            self._now = now
         self._now = until
 
-    def _share(self) -> None:
-        """Give out the speeds: of the link with the least for each, then of what others leave."""
-        left: dict[EmulatedLink, float] = {}
-        users: dict[EmulatedLink, list[_Flight]] = {}
-        for flight in self._flying:
+    def _foresee(self) -> None:
+        """Let copies of the flights fly to their ends."""
+        shadows = {replace(flight): flight for flight in self._flying}
+        flying, now = list(shadows), self._now
+        while flying:
+            before = list(flying)
+            now = _fly(flying, now, math.inf)
+            for shadow in before:
+                if shadow not in flying:
+                    shadows[shadow].ends_at = now
+
+
+def _fly(flying: list[_Flight], now: float, until: float) -> float:
+    """Move all copies on until the first ones end, at most ``until``; the time then."""
+    _share(flying)
+    step = min(min(flight.left / flight.speed for flight in flying), until - now)
+    for flight in list(flying):
+        flight.left -= flight.speed * step
+        if flight.left < _LAST_BYTE:
+            flying.remove(flight)
             for link in flight.links:
-                left[link] = link.bytes_per_second
-                users.setdefault(link, []).append(flight)
-        while users:
-            tightest = min(users, key=lambda link: left[link] / len(users[link]))
-            speed = left[tightest] / len(users[tightest])
-            for flight in list(users[tightest]):
-                flight.speed = speed
-                for link in flight.links:
-                    left[link] -= speed
-                    users[link].remove(flight)
-            users = {link: flights for link, flights in users.items() if flights}
+                link.idle_since = now + step
+    return now + step
+
+
+def _share(flying: Sequence[_Flight]) -> None:
+    """Give out the speeds: of the link with the least for each, then of what others leave."""
+    left: dict[EmulatedLink, float] = {}
+    users: dict[EmulatedLink, list[_Flight]] = {}
+    for flight in flying:
+        for link in flight.links:
+            left[link] = link.bytes_per_second
+            users.setdefault(link, []).append(flight)
+    while users:
+        tightest = min(users, key=lambda link: left[link] / len(users[link]))
+        speed = left[tightest] / len(users[tightest])
+        for flight in list(users[tightest]):
+            flight.speed = speed
+            for link in flight.links:
+                left[link] -= speed
+                users[link].remove(flight)
+        users = {link: flights for link, flights in users.items() if flights}
 
 
 def sleep_until(end: float) -> None:

@@ -65,9 +65,9 @@ class EmulatedRanks:
         """slab_seconds: by the host path. both: with the peer path beside it."""
         speed = PathSpeed(SLAB_BYTES / slab_seconds, PEER_SLABS * SLAB_BYTES / slab_seconds)
         self._layer_seconds = slab_seconds / (1 + PEER_SLABS) / NEED
-        clock = LinkClock()
-        self._caches = linked_caches(directory, clock, speed.host)
-        network = EmulatedNetwork(clock, RANKS, speed.peer)
+        self._clock = LinkClock()
+        self._caches = linked_caches(directory, self._clock, speed.host)
+        network = EmulatedNetwork(self._clock, RANKS, speed.peer)
         shape = (LAYERS, EXPERTS, LAYOUT.nbytes)
         self._weights = torch.randint(0, 255, shape, dtype=torch.uint8)
         self._threads = ThreadPoolExecutor(RANKS)
@@ -97,17 +97,21 @@ class EmulatedRanks:
         self.on_all(lambda rank: self.engines[rank].weights_changed())
 
     def move(self, wanted: Wanted) -> float:
-        """Seconds from the first promise until every replica of every layer is usable."""
+        """Seconds until every replica of every layer is usable, once all copies are issued.
+
+        Issuing is left out, as the ranks take turns with one interpreter here.
+        """
         self.forget()
-        together = threading.Barrier(RANKS)
+        self._clock.hold()
+        issued = threading.Barrier(RANKS, self._clock.start)
 
         def rank_main(rank: int) -> tuple[float, float]:
             engine = self.engines[rank]
-            together.wait()
-            started = time.monotonic()
             with engine.together():
                 for layer in range(LAYERS):
                     engine.promise(layer, HOME[layer], wanted[layer])
+            issued.wait()
+            started = time.monotonic()
             replicas = [engine.acquire(layer) for layer in range(LAYERS)]
             ended = time.monotonic()
             for layer in range(LAYERS):
