@@ -80,7 +80,9 @@ class _Differentiated(torch.autograd.Function):
         replica.check_held(ctx.content)
         assert replica.gradients is not None, "a forward-only slot cannot run backward"
         inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        weights = {name: w.detach().requires_grad_() for name, w in replica.weights.items()}
+        # data, not detach(): all slots are views of one pool, and a copy into another slot would
+        # count as a change of these weights.
+        weights = {name: w.data.requires_grad_() for name, w in replica.weights.items()}
         with torch.enable_grad():
             output = ctx.function(weights, *inputs)
         found = torch.autograd.grad(output, [*inputs, *weights.values()], gradients)
