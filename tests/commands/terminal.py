@@ -13,9 +13,11 @@ from types import TracebackType
 from typing import Self
 
 LONGEST_SECONDS = 60.0
-# The terminal becomes the controlling one, so that the kernel sends SIGWINCH and SIGINT.
+# The terminal becomes the controlling one, so that the kernel sends SIGWINCH and SIGINT, which a
+# shell may have told background jobs to ignore.
 _MAIN = (
-    "import fcntl, sys, termios;"
+    "import fcntl, signal, sys, termios;"
+    "signal.signal(signal.SIGINT, signal.default_int_handler);"
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
     "from foremoe.cli import main;"
     "sys.exit(main())"

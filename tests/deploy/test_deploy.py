@@ -33,7 +33,7 @@ def environment(credentials: Credentials | None = None, **more: object) -> dict[
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     given = {
         f"FOREMOE_{one.name.upper()}": getattr(credentials, one.name, None)
-        for one in fields(credentials)
+        for one in fields(Credentials)
     }
     return os.environ | {"PATH": path} | {k: str(v) for k, v in (given | more).items() if v}
 
