@@ -16,12 +16,12 @@ class DemoOptions:
     """
 
     ranks: int = 2
-    steps: int = 14
+    steps: int = 12
     warmup_steps: int = 80
     seed: int = 0
     dtype: str = "float32"
     hidden_size: int = 128
-    expert_size: int = 512
+    expert_size: int = 1024
     layers: int = 4
     experts: int = 16
     top_k: int = 4
