@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 
 from foremoe import __version__
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import (
     ConflictError,
     ExhaustedError,
@@ -100,6 +101,7 @@ class Coordinator:
         self.steps[header.step] = step
         kept = step.foresight.stored_bytes - before
         self.budget.release(upload.reserved_bytes - kept)
+        crash_point(CrashPoint.COMMITTED)
         return counts
 
     # Schedules
@@ -174,6 +176,7 @@ class Coordinator:
         if group.description.moves_homes:
             group.home = plan.home
         self._plan_logs[record.ep_group].append(record, plan)
+        crash_point(CrashPoint.PUBLISHED)
         self._wake_streams()
 
     def finish_planning(self, record: StageRecord, summary: PlanningSummary) -> None:
@@ -212,12 +215,14 @@ class Coordinator:
         except ForemoeError:
             self.budget.release(home_bytes)
             raise
+        crash_point(CrashPoint.REGISTERED)
         return self.daemon_id
 
     def open_stream(self, ep_group: str, rank: int) -> EpGroup:
         """Count a plan stream of a registered rank until close_stream; raises UnknownError."""
         group = self.groups.member(ep_group, rank)
         group.streaming += 1
+        crash_point(CrashPoint.STREAMING)
         return group
 
     def close_stream(self, group: EpGroup) -> None:

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.planner import packing, policies, step_homes
@@ -107,6 +108,7 @@ class Daemon:
         log.info("draining for at most %.1f s", self._config.drain_seconds)
         await health_service.enter_graceful_shutdown()
         boundary.draining = True
+        crash_point(CrashPoint.DRAINING)
         node.end_streams()
         if not await boundary.wait_idle(self._config.drain_seconds):
             log.warning("calls were still running after the drain; they are cancelled")
@@ -159,6 +161,7 @@ class Daemon:
                     f"cannot listen at {address.target}; is another program there?"
                 ) from None
         await server.start()
+        crash_point(CrashPoint.LISTENING)
         return server, health_service
 
     def _add_port(self, server: grpc.aio.Server, address: Address) -> None:

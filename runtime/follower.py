@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 
 from foremoe import __version__
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ForemoeError, InvalidInputError, UnauthenticatedError, UnavailableError
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_async_channel
@@ -126,10 +127,12 @@ class Follower(grpc.GenericRpcHandler):
 
     async def _relay_unary(self, method: str, request: bytes, context: Any) -> bytes:
         call: Callable[..., Awaitable[bytes]] = self._channel.unary_unary(method)
+        crash_point(CrashPoint.RELAYING_CALL)
         return await call(request, timeout=context.time_remaining(), metadata=((RELAYED, "1"),))
 
     async def _relay_upload(self, method: str, requests: Any, context: Any) -> bytes:
         call: Callable[..., Awaitable[bytes]] = self._channel.stream_unary(method)
+        crash_point(CrashPoint.RELAYING_UPLOAD)
         return await call(requests, timeout=context.time_remaining(), metadata=((RELAYED, "1"),))
 
     async def _relay_stream(self, method: str, request: bytes, context: Any) -> None:
@@ -138,6 +141,7 @@ class Follower(grpc.GenericRpcHandler):
         self._streams.add(stream)
         try:
             async for message in stream:
+                crash_point(CrashPoint.RELAYING_PLAN)
                 await context.write(message)
         except asyncio.CancelledError:
             if not self._draining:
@@ -166,6 +170,7 @@ class Follower(grpc.GenericRpcHandler):
             connected = state is grpc.ChannelConnectivity.READY
             if connected != self._connected:
                 self._connected = connected
+                crash_point(CrashPoint.LEADER_FOUND)
                 log.log(
                     logging.INFO if connected else logging.WARNING,
                     "leader %s at %s",

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import InvalidInputError, UnknownError
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan, home_tokens, placement_digest
@@ -182,6 +183,7 @@ class PlanningPool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _plan(self, job: PlanningJob, sink: PlanSink) -> None:
+        crash_point(CrashPoint.PLANNING)
         run = PlanningRun(job, self._policy)
         for plan in run:
             self._post(partial(sink.publish, job.record, plan))

@@ -9,6 +9,7 @@ never wait for the daemon. From every state it can be released, and then nothing
 Foresight may still arrive after the first schedule, for EP groups whose schedule is yet to come.
 """
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.rpc.status import StepState, StepStatus
 from foremoe.runtime.stage import StageRecord
 from foremoe.runtime.step_homes import StepHomes
@@ -98,3 +99,4 @@ class Step:
             return
         assert state in EDGES[self.state], f"step {self.number}: {self.state} -> {state}"
         self.state = state
+        crash_point(CrashPoint[state.name])

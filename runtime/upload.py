@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import InvalidInputError
 from foremoe.rpc.foresight import MAX_TOKENS, SequencePiece, UploadHeader
 from foremoe.rpc.limits import check_range
@@ -44,6 +45,7 @@ class StagedUpload:
         self.chunks += 1
         self._payload_bytes += piece.payload.nbytes
         self._crc32 = zlib.crc32(piece.payload.data, self._crc32)
+        crash_point(CrashPoint.STAGED)
 
     def verify(self, commit: ForesightCommit) -> None:
         """Raises InvalidInputError unless everything that was sent has arrived unchanged."""

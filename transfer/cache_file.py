@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.transfer.slab import SLAB_ALIGNMENT, align
 
@@ -118,6 +119,7 @@ def create_file(directory: Path, shape: CacheShape, limit_bytes: int | None) -> 
             "without the host path"
         ) from error
     os.pwrite(descriptor, shape.header(), 0)
+    crash_point(CrashPoint.CACHE_CREATED)
     return CacheFile(descriptor, path, shape)
 
 
@@ -140,6 +142,7 @@ def open_file(path: Path, layers: Sequence[int], capacity: int, slab_bytes: int)
     except InvalidInputError:
         os.close(descriptor)
         raise
+    crash_point(CrashPoint.CACHE_ATTACHED)
     return CacheFile(descriptor, path, shape)
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import NotReadyError, TransferError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
@@ -170,6 +171,7 @@ class TransferEngine:
         self._statistics.add_kept(len(promise.slots_of(self.rank)) - len(filled))
         with self.together():
             self._promised.append(LayerCopies(layer, promise.fills, home))
+            crash_point(CrashPoint.PROMISED)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -190,6 +192,7 @@ class TransferEngine:
         copies = self._paths.choose(promised)
         if self._host is not None:
             self._host.post(copies, self.generation)
+        crash_point(CrashPoint.ISSUED)
         if self._peer is not None:
             self._peer.post(copies, self.generation)
 
@@ -297,6 +300,7 @@ class TransferEngine:
         self._ledger.forget(home)
         self._paths.restart()
         self.generation += 1
+        crash_point(CrashPoint.GENERATION)
         if self._cache is not None:
             self._publish(self._cache, own)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ForemoeError, TransferError
 from foremoe.transfer.slab import SlabLayout, aligned_buffer
 
@@ -60,6 +61,7 @@ class GradientInbox:
     def arrive(self, copy: GradientCopy, slab: Tensor) -> None:
         with self._changed:
             self._arrived.append((copy, slab))
+            crash_point(CrashPoint.GRADIENTS_ARRIVED)
             self._changed.notify_all()
 
     def fail(self, error: ForemoeError) -> None:
@@ -95,5 +97,6 @@ class GradientInbox:
                     for copy, slab in arrived
                 ]
             )
+            crash_point(CrashPoint.GRADIENTS_HOME)
         with self._changed:
             self._free += [slab for _, slab in arrived]

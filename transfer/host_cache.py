@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import InvalidInputError, StaleGenerationError, TransferError
 from foremoe.transfer.cache_file import CacheFile, CacheShape, create_file, open_file
 from foremoe.transfer.content import Content, write_stamp
@@ -132,8 +133,10 @@ class HostExpertCache:
         self._records[row, entry] = (_WRITING, expert)
         slab = self._slabs[row, entry]
         self.layout.pack(tensors, slab)
+        crash_point(CrashPoint.CACHE_WRITING)
         write_stamp(slab, Content(layer, expert, generation), checksum)
         self._records[row, entry, 0] = generation
+        crash_point(CrashPoint.CACHE_WRITTEN)
 
     def read(self, layer: int, expert: int, generation: int, out: Tensor) -> None:
         """Copy an expert's slab into ``out`` (uint8 ``[layout.nbytes]``).

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ForemoeError, StaleGenerationError, TransferError
 from foremoe.transfer.content import Content, erase_stamp, read_stamp
 from foremoe.transfer.slab import SlabLayout, aligned_buffer
@@ -39,6 +40,7 @@ EDGES = {
     (OWING, GRADS),  # they go home
     (GRADS, FREE),
 }
+_CRASH_POINTS = {state: CrashPoint[f"SLOT_{state.name}"] for state in SlotState}
 
 
 @dataclass(slots=True)
@@ -232,6 +234,7 @@ class SlotPool:
         assert (before, after) in EDGES
         assert found.state is before, f"slot {slot} is {found.state}, not {before}: not {after}"
         found.state = after
+        crash_point(_CRASH_POINTS[after])
         if after in (FREE, READY, OWING):
             self._changed.notify_all()
         return found

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import BarrierOptions
 from torch.optim import Optimizer
 
+from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ConflictError, ExhaustedError, ForemoeError, TransferError
 from foremoe.training.expert_state import ExpertState, Signature
 from foremoe.training.home_experts import HomeExperts
@@ -162,6 +163,7 @@ class _Mover:
         for number, batch in enumerate(self.batches):
             try:
                 staged = self._receive(batch)
+                crash_point(CrashPoint.HOMES_STAGED)
                 self._barrier()
             except RuntimeError as error:
                 raise _lost(self._group, _TORN if number else _UNCHANGED, error) from error
@@ -169,7 +171,9 @@ class _Mover:
                 self._barrier()
             except RuntimeError as error:
                 raise _lost(self._group, _TORN, error) from error
+            crash_point(CrashPoint.HOMES_COMMITTED)
             self._commit(staged, [m for m in _flat(batch) if m.source == self.rank])
+            crash_point(CrashPoint.HOMES_MOVED)
 
     def _receive(self, batch: Sequence[Round]) -> dict[Move, list[Tensor]]:
         """Send what the batch takes from this rank; what it brings, in staging."""

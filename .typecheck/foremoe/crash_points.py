@@ -1,0 +1,1 @@
+../../foremoe/crash_points.py
