@@ -148,7 +148,7 @@ def _read(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         content = tomllib.loads(file.read_text())
     except OSError as error:
         raise InvalidInputError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{file}: is not TOML: {error}") from None
     for section, table in content.items():
         if not isinstance(table, dict):

@@ -1,5 +1,6 @@
 """Reading npz archives of plain arrays, with one-line errors and without pickle."""
 
+import lzma
 import tokenize
 import zipfile
 import zlib
@@ -11,14 +12,18 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 
-# numpy parses the header of an array as Python: damage there is a matter of syntax.
+# numpy parses the header of an array as Python, and believes it: damage there is a matter of syntax,
+# or of room for an array that the file cannot hold.
 DAMAGED = (
     ValueError,
     EOFError,
     SyntaxError,
     tokenize.TokenError,
+    MemoryError,
     NotImplementedError,
+    OverflowError,
     RuntimeError,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
 )

@@ -149,7 +149,7 @@ def _read(path: Path, form: type[Preset]) -> Preset:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path}: is no TOML file ({error})") from error
     kinds = {field.name: field.type for field in fields(form)}
     for key in content:

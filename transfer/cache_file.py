@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.crash_points import CrashPoint, crash_point
-from foremoe.errors import ExhaustedError, InvalidInputError, UnavailableError
+from foremoe.errors import ExhaustedError, InvalidInputError, TransferError, UnavailableError
 from foremoe.transfer.slab import SLAB_ALIGNMENT, align
 
 MAGIC = b"FOREMOEC"
 VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, ranks, layers, capacity, slab, file bytes
 _PREFIX = "foremoe-cache-"
+_POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,28 @@ class CacheFile:
         # np.frombuffer keeps the mapping alive as long as any view; torch.frombuffer would not.
         mapping = mmap.mmap(descriptor, shape.file_bytes)
         self.raw: NDArray[np.uint8] = np.frombuffer(mapping, np.uint8)
+
+    @contextmanager
+    def turn(self, wait_seconds: float) -> Iterator[None]:
+        """Only one process at a time is inside. Raises TransferError at the deadline.
+
+        The lock is a record lock, apart from the one that says that the file is in use.
+        """
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise TransferError(
+                        f"host cache: another rank held its turn for {wait_seconds} s"
+                    ) from None
+                time.sleep(_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_UN)
 
     def unlink(self) -> None:
         """Remove the name; the memory lives until the last process lets go of it."""
@@ -155,11 +178,11 @@ def _read_shape(descriptor: int, path: Path) -> CacheShape:
         raise InvalidInputError(
             f"host cache: {path} has format version {version}, this program reads {VERSION}"
         )
-    layers = os.pread(descriptor, 8 * layer_count, _HEADER.size)
-    if len(layers) != 8 * layer_count:
-        raise InvalidInputError(f"host cache: {path} is cut off")
-    shape = CacheShape(ranks, tuple(np.frombuffer(layers, "<i8").tolist()), capacity, slab_bytes)
     found = os.fstat(descriptor).st_size
+    if found < _HEADER.size + 8 * layer_count:
+        raise InvalidInputError(f"host cache: {path} is cut off")
+    layers = os.pread(descriptor, 8 * layer_count, _HEADER.size)
+    shape = CacheShape(ranks, tuple(np.frombuffer(layers, "<i8").tolist()), capacity, slab_bytes)
     if not found == size == shape.file_bytes:
         raise InvalidInputError(f"host cache: {path} has {found} bytes, its header says {size}")
     return shape

@@ -4,10 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from foremoe.errors import InvalidInputError
+from foremoe.rpc.limits import MAX_LAYERS, check_range
 
+_Value = TypeVar("_Value", int, list[Any])
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
 _TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk")
 
@@ -66,16 +68,17 @@ def moe_model_from_config(config: Mapping[str, Any], field: str = "config") -> M
     Knows the ways in which transformers 5.23 says which layers are dense: ``mlp_layer_types``,
     ``moe_layers``, ``first_k_dense_replace`` with ``moe_layer_freq``, ``decoder_sparse_step`` with
     ``mlp_only_layers``, ``interleave_moe_layer_step``. Raises InvalidInputError naming what is
-    missing.
+    missing or of another type.
     """
     inner = config.get("text_config", config)
     text = inner if isinstance(inner, Mapping) else config
     num_layers = _integer(text, ("num_hidden_layers",), field)
+    check_range(num_layers, 1, MAX_LAYERS, f"{field}: num_hidden_layers")
     return MoeModel(
         _integer(text, _EXPERTS, field),
         _integer(text, _TOP_K, field),
         num_layers,
-        tuple(layer for layer in range(num_layers) if _routes(text, layer)),
+        tuple(layer for layer in range(num_layers) if _routes(text, layer, field)),
     )
 
 
@@ -85,7 +88,7 @@ def load_model(path: Path) -> MoeModel:
         config = json.loads(path.read_bytes())
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidInputError(f"{path}: is no JSON") from None
     if not isinstance(config, Mapping):
         raise InvalidInputError(f"{path}: expected a JSON object")
@@ -100,19 +103,30 @@ def _integer(config: Mapping[str, Any], names: Sequence[str], field: str) -> int
     raise InvalidInputError(f"{field}: has none of {', '.join(names)} as an integer")
 
 
-def _routes(config: Mapping[str, Any], layer: int) -> bool:
+def _optional(config: Mapping[str, Any], name: str, default: _Value, field: str) -> _Value:
+    """What is missing, null, 0 or empty is ``default``; all else must be of its type."""
+    value = config.get(name) or default
+    if not isinstance(value, type(default)):
+        kind = "a list" if isinstance(default, list) else "an integer"
+        raise InvalidInputError(f"{field}: {name}: expected {kind}, got {value!r:.80}")
+    return value
+
+
+def _routes(config: Mapping[str, Any], layer: int, field: str) -> bool:
     """Whether decoder layer ``layer`` has routed experts."""
     kinds, listed = config.get("mlp_layer_types"), config.get("moe_layers")
     if isinstance(kinds, list):
         return layer < len(kinds) and kinds[layer] == "sparse"
     if isinstance(listed, list):
         return layer in listed
-    frequency = config.get("moe_layer_freq") or 1
-    if isinstance(frequency, list):
-        return layer < len(frequency) and bool(frequency[layer])
-    if layer < (config.get("first_k_dense_replace") or 0) or layer % frequency:
+    frequencies = config.get("moe_layer_freq")
+    if isinstance(frequencies, list):
+        return layer < len(frequencies) and bool(frequencies[layer])
+    if layer < _optional(config, "first_k_dense_replace", 0, field):
         return False
-    if layer in (config.get("mlp_only_layers") or ()):
+    if layer % _optional(config, "moe_layer_freq", 1, field):
         return False
-    step = config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1
-    return bool((layer + 1) % step == 0)
+    if layer in _optional(config, "mlp_only_layers", [], field):
+        return False
+    step = _optional(config, "interleave_moe_layer_step", 1, field)
+    return (layer + 1) % _optional(config, "decoder_sparse_step", step, field) == 0
