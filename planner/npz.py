@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 
-# numpy parses the header of an array as Python, and believes it: damage there is a matter of syntax,
-# or of room for an array that the file cannot hold.
+# numpy parses the header of an array as Python, and believes it: damage there is a matter of
+# syntax, or of room for an array that the file cannot hold.
 DAMAGED = (
     ValueError,
     EOFError,
