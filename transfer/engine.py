@@ -14,6 +14,7 @@ from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import NotReadyError, TransferError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
+from foremoe.timeline.recorder import SpanRecorder
 from foremoe.transfer.arguments import check_agreement, check_home_shape, check_paths, check_sizes
 from foremoe.transfer.budget import spend
 from foremoe.transfer.content import Content
@@ -69,6 +70,7 @@ class TransferEngine:
         speed: PathSpeed | None = None,
         home: NDArray[np.int32] | None = None,
         checksums: bool = False,
+        spans: SpanRecorder | None = None,
     ) -> None:
         """Construct on all ranks of the EP group together.
 
@@ -77,7 +79,8 @@ class TransferEngine:
         elsewhere computed for own experts, by (layer, expert, rank); only for training.
         limit_bytes: for slots and returning gradients. wait_seconds: how long any wait lasts at
         most; one send or receive may last half of it. home: int32 ``[L, E]``, contiguous homes by
-        default. checksums: verify every replica's bytes before each use; slow.
+        default. checksums: verify every replica's bytes before each use; slow. spans: takes copies
+        and waits.
 
         Raises ExhaustedError when ``limit_bytes`` does not suffice, InvalidInputError on arguments
         that cannot work, ConflictError when the ranks' arguments differ.
@@ -110,7 +113,7 @@ class TransferEngine:
         self._returning = [0] * topology.ranks
         self._promised: list[LayerCopies] = []  # their copies wait for the end of ``together``
         self._nested = 0
-        self._statistics = StatisticsRecorder(len(layers))
+        self._statistics = StatisticsRecorder(len(layers), spans)
         self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums)
         self._inbox = GradientInbox(layout.gradient_layout())
         warm_up()  # no deadline runs yet
@@ -222,6 +225,7 @@ class TransferEngine:
         self._pool.wait_kept(kept, self._wait_seconds)
         exposed = time.monotonic() - started
         self._statistics.add_exposed(self._ledger.row(layer), exposed)
+        self._statistics.spans.waited("copies", exposed, layer)
         if exposed > SLOW_SECONDS:
             _log.warning(
                 "degraded: slow copies: layer %d waited %.1f s for its replicas", layer, exposed
@@ -264,7 +268,9 @@ class TransferEngine:
         started = time.monotonic()
         self._returning = [0] * self.topology.ranks
         self._inbox.collect(self._add_gradients, self._wait_seconds)
-        self._statistics.add_exposed_gradients(time.monotonic() - started)
+        exposed = time.monotonic() - started
+        self._statistics.add_exposed_gradients(exposed)
+        self._statistics.spans.waited("gradients", exposed)
 
     def abandon(self) -> None:
         """Drop the promises not acquired yet, on all ranks alike; their contents stay useful."""

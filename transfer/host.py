@@ -54,6 +54,9 @@ class SharedMemoryTransport(Transport):
         nbytes = self._cache.layout.payload_bytes
         self._statistics.add_copy(Path.HOST, nbytes)
         self._statistics.add_speed(Path.HOST, nbytes, seconds)
+        self._statistics.spans.add(
+            "host", f"expert {copy.expert}", round(1e9 * began), copy.layer, nbytes
+        )
 
     def close(self, wait_seconds: float) -> None:
         self._worker.close(wait_seconds)

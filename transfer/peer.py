@@ -56,8 +56,9 @@ class GlooPeerTransport(Transport):
         self._host = host
         self._timeout = timedelta(seconds=wait_seconds)
         self._rounds = 0
-        self._flying: deque[tuple[PeerRound, Sequence[Work]]] = deque()
+        self._flying: deque[tuple[PeerRound, Sequence[Work], int]] = deque()
         self._busy_since = 0.0
+        self._landed_ns = 0
         self._received = 0
         self._lost: TransferError | None = None
         self._worker = Worker(f"foremoe-peer-copy-{rank}", self._died, when_idle=self._land)
@@ -149,7 +150,8 @@ class GlooPeerTransport(Transport):
             if not self._flying:
                 self._busy_since, self._received = time.monotonic(), 0
             try:
-                self._flying.append((mine, mine.begin(wire)))
+                began = time.monotonic_ns()
+                self._flying.append((mine, mine.begin(wire), began))
             except (RuntimeError, TransferError) as error:
                 self._lose(error)
                 mine.give_up(self._lost_error())
@@ -160,7 +162,7 @@ class GlooPeerTransport(Transport):
         """Wait for the oldest round under way; False when there is none."""
         if not self._flying:
             return False
-        oldest, works = self._flying.popleft()
+        oldest, works, began = self._flying.popleft()
         try:
             for work in works:
                 work.wait(self._timeout)
@@ -168,7 +170,13 @@ class GlooPeerTransport(Transport):
             self._lose(error)
             oldest.give_up(self._lost_error())
         else:
-            self._received += oldest.end()
+            received = oldest.end()
+            self._received += received
+            # It moves its bytes once those of the round before have landed.
+            track, name, layer = oldest.label()
+            since = max(began, self._landed_ns)
+            self._ends.statistics.spans.add(track, name, since, layer, received)
+            self._landed_ns = time.monotonic_ns()
             if self._received and not self._flying:
                 # Only a whole busy time tells: rounds overlap, so that one seems to take no time.
                 busy = time.monotonic() - self._busy_since

@@ -74,6 +74,10 @@ class PeerRound(ABC):
     def give_up(self, error: TransferError) -> None:
         """The peer path is lost, before or during this round."""
 
+    @abstractmethod
+    def label(self) -> tuple[str, str, int]:
+        """Track and name of its span, and the layer."""
+
 
 @dataclass(frozen=True, slots=True)
 class PeerEnds:
@@ -135,6 +139,12 @@ class FillRound(PeerRound):
             self._ends.pool.undo_fill(copy.slot)
             self._other_path(copy, self._generation, error)
 
+    def label(self) -> tuple[str, str, int]:
+        sent = [copy for copy, _ in self._outgoing]
+        parts = [f"expert {copy.expert} from rank {copy.source}" for copy in self._incoming]
+        parts += [f"expert {copy.expert} to rank {copy.destination}" for copy in sent]
+        return Path.PEER, ", ".join(parts), [*self._incoming, *sent][0].layer
+
     def _content(self, copy: Copy) -> Content:
         return Content(copy.layer, copy.expert, self._generation)
 
@@ -175,6 +185,11 @@ class GradientRound(PeerRound):
     def give_up(self, error: TransferError) -> None:
         self._ends.inbox.fail(error)
         self._free_slots()
+
+    def label(self) -> tuple[str, str, int]:
+        parts = [f"expert {copy.expert} from rank {copy.rank}" for copy in self._incoming]
+        parts += [f"expert {copy.expert} to rank {copy.home}" for copy in self._outgoing]
+        return "gradients", ", ".join(parts), [*self._incoming, *self._outgoing][0].layer
 
     def _free_slots(self) -> None:
         for copy in self._outgoing:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.timeline.recorder import SpanRecorder
 from foremoe.transfer.copies import Path
 
 SAMPLES = 256
@@ -34,9 +35,10 @@ class TransferStatistics:
 
 
 class StatisticsRecorder:
-    """Thread-safe counters, taken and reset at once."""
+    """Thread-safe counters, taken and reset at once. spans: the same one by one, if recorded."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, spans: SpanRecorder | None = None) -> None:
+        self.spans = spans or SpanRecorder()
         self._lock = threading.Lock()
         self._now = TransferStatistics(np.zeros(layers))
         self._speeds = {path: deque[float](maxlen=SAMPLES) for path in Path}

@@ -38,7 +38,6 @@ from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import load_trace
 from foremoe.simulation.cluster import Machine, machine
 from foremoe.simulation.contest import CONTESTANTS, IDEAL, UNBALANCED
-from foremoe.simulation.perfetto import write_trace
 from foremoe.simulation.step import (
     Loads,
     Outcome,
@@ -49,6 +48,7 @@ from foremoe.simulation.step import (
     workload_loads,
 )
 from foremoe.simulation.workloads import WORKLOADS
+from foremoe.timeline.chrome_trace import Trace, write_trace
 
 EXAMPLE = "foremoe simulate --model qwen3-30b-a3b --cluster h100x64 --workload dirichlet"
 
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.timeline:
         spans = record_spans(simulated, loads, schedule, **how)
-        write_trace(options.timeline, {stage.value: spans[stage] for stage in spans})
+        write_trace(options.timeline, Trace({stage.value: spans[stage] for stage in spans}))
     if options.json:
         _write_json(options.json, _record(options, simulated, outcomes))
     console.print(_table(options, simulated, outcomes))

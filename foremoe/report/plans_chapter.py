@@ -23,7 +23,7 @@ from foremoe.report.timeline_chart import needed_seconds, timeline_chart
 from foremoe.report.traffic import traffic
 from foremoe.simulation.cluster import Machine
 from foremoe.simulation.stage import simulate_stage
-from foremoe.simulation.timeline import Span
+from foremoe.timeline.span import Span
 from foremoe.vocabulary import Stage
 
 NO_TIMES = "timeline and planning deadline: they need --model (and --cluster)"

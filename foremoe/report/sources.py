@@ -1,7 +1,7 @@
 """From what a user names, a file or a folder, to chapters."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ from foremoe.planner.archive import load_plans
 from foremoe.planner.problem import Topology
 from foremoe.planner.validate import validate
 from foremoe.report.chart import Chapter
-from foremoe.report.chrome_trace import spans_of
 from foremoe.report.demo_chapter import demo_chapter
 from foremoe.report.plans_chapter import Hardware, plans_chapter
 from foremoe.report.plans_run import PlansRun
 from foremoe.report.policies_chapter import policies_chapter
-from foremoe.report.timeline_chart import timeline_chart
+from foremoe.report.timeline_chapter import timeline_chapter
+from foremoe.timeline.chrome_trace import Trace, merged, read_trace
 
 SUFFIXES = (".json", ".npz")
 
@@ -30,7 +30,21 @@ def chapters_of(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapt
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise InvalidInputError(f"{path}: holds no .json and no .npz file")
-    return [_chapter(file, nodes, hardware) for file in files]
+    recorded = recorded_traces(files)
+    chapters = [_chapter(file, nodes, hardware) for file in files if file not in recorded]
+    return chapters + ([timeline_chapter(path, merged(recorded.values()))] if recorded else [])
+
+
+def recorded_traces(files: Sequence[Path]) -> dict[Path, Trace]:
+    """Those of the files that a process of a run has written; InvalidInputError."""
+    found: dict[Path, Trace] = {}
+    for file in files:
+        content = _json(file) if file.suffix == ".json" else None
+        if isinstance(content, dict) and "traceEvents" in content:
+            trace = read_trace(file, content)
+            if trace.clock is not None:
+                found[file] = trace
+    return found
 
 
 def _chapter(path: Path, nodes: int, hardware: Hardware | None) -> Chapter:
@@ -67,14 +81,12 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"{path}: is no JSON ({error})") from error
 
 
 def _trace_chapter(path: Path, content: dict[str, Any]) -> Chapter:
-    spans = spans_of(path, content)
-    charts = [timeline_chart(stage, found) for stage, found in spans.items()]
-    return Chapter("Timeline", str(path), (), charts)
+    return timeline_chapter(path, read_trace(path, content))
 
 
 _KINDS: dict[str, Callable[[Path, Any], Chapter]] = {

@@ -1,7 +1,7 @@
 """What ran when: compute, copies by path, planning, and in red what was waited for."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,16 +11,19 @@ from matplotlib.path import Path as Outline
 
 from foremoe.report.chart import Chart, Numbers, new_drawing
 from foremoe.report.style import ACCENT, FAINT, GRID, INK, MUTED, RED, bare
-from foremoe.simulation.timeline import SECOND, Span
+from foremoe.timeline.span import SECOND, Span
 
 _TRACK = re.compile(r"(?P<kind>.+?)(?: (?:into )?rank (?P<rank>\d+))?$")
-COMPUTE = ("other", "dispatch", "compute", "exposed")  # share one band
+COMPUTE = ("other", "agreement", "dispatch", "compute", "exposed")  # share one band
+PLANNING = "planning"
+WAITED_FOR = ("copies", "gradients", "plans")  # names of exposed spans; other names are copies
 COLOURS = {
     "other": GRID,
+    "agreement": FAINT,
     "dispatch": FAINT,
     "compute": MUTED,
     "exposed": RED,
-    "planning": INK,
+    PLANNING: INK,
 }
 RESOLUTION = 1500  # what is closer than a part of this is drawn as one
 MAX_BOXES = 2500  # of a kind; more are drawn as one image, to keep the page small
@@ -33,13 +36,14 @@ class Lane(NamedTuple):
     rank: int
 
 
-def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
-    """The whole stage, and below it the micro-step that waited longest."""
+def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
+    """The whole stage, and below it the micro-step that waited longest. title: if not ``stage``."""
     lanes = _lanes(spans)
     by_kind = _by_kind(spans)
-    exposed = _exposed(spans, lambda _: True)
-    for_copies = _exposed(spans, lambda span: not _is_gradient(span))
-    windows = _windows(spans)
+    waits = [_exposed(spans, what) for what in WAITED_FOR]
+    exposed = {index: sum(wait[index] for wait in waits) for index in waits[0]}
+    for_copies = waits[0]
+    windows = micro_step_windows(spans)
     shown = max(windows, key=lambda index: (for_copies[index], _copied_in(spans, windows[index])))
     drawing = new_drawing(2.0 + 0.5 * len({lane.band for lane in lanes}) * 2)
     whole, closer = drawing.subplots(2, 1)
@@ -53,7 +57,8 @@ def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
     for axes in (whole, closer):
         ticks = axes.get_xaxis()
         ticks.set_major_formatter(lambda value, _: f"{(value - start) / 1e6:g}")
-    finding = _finding(stage, sum(exposed.values()), sum(for_copies.values()), end - start)
+    ranks = len({lane for lane in lanes if lane.band == "compute"})
+    finding = _finding(title or stage, waits, ranks, end - start)
     return Chart(
         "timeline-" + re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-"),
         finding,
@@ -72,24 +77,29 @@ def timeline_chart(stage: str, spans: Sequence[Span]) -> Chart:
     )
 
 
-def _finding(stage: str, waited: int, copies: int, length: int) -> str:
-    """Of nanoseconds waited in all and for copies."""
-    if waited == 0:
-        return f"{stage.capitalize()}: no time is exposed, all copies hide behind compute"
-    return (
-        f"{stage.capitalize()}: {waited / length:.2%} of the time is exposed, "
-        f"{copies / 1e6:.1f} ms for copies and {(waited - copies) / 1e6:.1f} ms for gradients"
-    )
+def _finding(title: str, waits: Sequence[Mapping[int, int]], ranks: int, length: int) -> str:
+    """Of nanoseconds waited by micro-step, for each of WAITED_FOR, by all ranks together."""
+    means = [sum(wait.values()) / ranks for wait in waits]
+    if not any(means):
+        return f"{title.capitalize()}: no time is exposed, all copies hide behind compute"
+    parts = [
+        f"{mean / 1e6:.1f} ms for {name}"
+        for name, mean in zip(WAITED_FOR, means, strict=True)
+        if mean or name != "plans"
+    ]
+    listed = " and ".join([", ".join(parts[:-1]), parts[-1]])
+    each = " of a rank" if ranks > 1 else ""
+    return f"{title.capitalize()}: {sum(means) / length:.2%} of the time{each} is exposed, {listed}"
 
 
 def needed_seconds(spans: Sequence[Span]) -> list[float]:
     """When each micro-step began, in seconds since the first one; by index from 0."""
-    windows = _windows(spans)
+    windows = micro_step_windows(spans)
     first = min(start for start, _ in windows.values())
     return [(windows[index][0] - first) / SECOND for index in sorted(windows)]
 
 
-def _windows(spans: Sequence[Span]) -> dict[int, tuple[int, int]]:
+def micro_step_windows(spans: Sequence[Span]) -> dict[int, tuple[int, int]]:
     """When each micro-step's layers began and ended."""
     windows: dict[int, tuple[int, int]] = {}
     for span in spans:
@@ -143,17 +153,17 @@ def _by_kind(spans: Sequence[Span]) -> dict[str, list[Span]]:
     return {kind: found[kind] for kind in sorted(found, key=lambda kind: (drawn_last[kind], kind))}
 
 
-def _is_gradient(span: Span) -> bool:
-    return span.name.startswith("gradients")
-
-
-def _exposed(spans: Sequence[Span], counts: Callable[[Span], bool]) -> dict[int, int]:
-    """Nanoseconds waited in each micro-step, of the spans that count."""
+def _exposed(spans: Sequence[Span], what: str) -> dict[int, int]:
+    """Nanoseconds waited for one of WAITED_FOR in each micro-step."""
     waited = {span.micro_step: 0 for span in spans if is_compute(span)}
     for span in spans:
-        if _kind(span) == "exposed" and counts(span):
+        if _kind(span) == "exposed" and _waited_for(span) == what:
             waited[span.micro_step] += span.end_ns - span.start_ns
     return waited
+
+
+def _waited_for(span: Span) -> str:
+    return span.name if span.name in WAITED_FOR else "copies"
 
 
 def _draw(

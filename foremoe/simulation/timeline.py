@@ -2,30 +2,21 @@
 
 from dataclasses import dataclass, field
 
-SECOND = 1e9  # nanoseconds
+from foremoe.timeline.span import SECOND, Span
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """track: the stream it ran on, such as ``compute`` or ``host rank 3``. Times in nanoseconds."""
-
-    track: str
-    name: str
-    start_ns: int
-    end_ns: int
-    micro_step: int
-    layer: int
+__all__ = ["SECOND", "Span", "Timeline"]
 
 
 @dataclass(slots=True)
 class Timeline:
     """One EP group's stage.
 
-    mini_batch_ns: how long each mini-batch took. copies, link_bytes: weights by link. Spans are
-    kept only when asked for.
+    mini_batch_ns: how long each mini-batch took. move_ns: of that, moves of homes before the first.
+    copies, link_bytes: weights by link. Spans are kept only when asked for.
     """
 
     mini_batch_ns: list[int] = field(default_factory=list)
+    move_ns: int = 0
     exposed_copy_ns: int = 0
     exposed_gradient_ns: int = 0
     copies: int = 0

@@ -1,0 +1,99 @@
+"""Records the spans of a process: the newest ones, or none at all.
+
+The compute stream does one thing at a time, so its spans follow one another without gaps and make
+up the micro-step: ``during`` a block it does what the block is for, ``waited`` says it has done
+nothing until now, and the rest is ``other`` work. Worker threads ``add`` what their streams did.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+from foremoe.timeline.span import NO_LAYER, Span, StageOfRun
+
+CAPACITY = 1 << 16  # spans; about 20 MB
+_OFF: AbstractContextManager[None] = nullcontext()
+
+
+class Activity(NamedTuple):
+    """What the compute stream does."""
+
+    track: str
+    name: str
+    layer: int = NO_LAYER
+
+
+OTHER = Activity("other", "other work")
+
+
+class SpanRecorder:
+    """``capacity`` 0 records nothing and costs next to nothing; else the newest spans are kept.
+
+    One thread at a time drives the compute stream; ``add`` may be called by any.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.spans: deque[Span] = deque(maxlen=capacity)
+        self._on = capacity > 0
+        self._micro_step = -1
+        self._of: StageOfRun | None = None
+        self._activity: Activity | None = None
+        self._since_ns = 0
+
+    def micro_step(self, of: StageOfRun, index: int) -> AbstractContextManager[None]:
+        """Inside, the compute stream is recorded; outside of it nothing is."""
+        return self._within(of, index) if self._on else _OFF
+
+    def during(
+        self, activity: Activity, then: Activity | None = None
+    ) -> AbstractContextManager[None]:
+        """The compute stream does ``activity``, and afterwards ``then`` or what it did before."""
+        return _OFF if self._activity is None else self._during(activity, then)
+
+    def waited(self, name: str, seconds: float, layer: int = NO_LAYER) -> None:
+        """The compute stream has been waiting for ``name`` for so long, until now: exposed time."""
+        before = self._activity
+        if before is None:
+            return
+        now = time.monotonic_ns()
+        began = max(self._since_ns, now - round(1e9 * seconds))
+        self._turn(Activity("exposed", name, layer), began)
+        self._turn(before, now)
+
+    def add(
+        self, track: str, name: str, start_ns: int, layer: int = NO_LAYER, nbytes: int = 0
+    ) -> None:
+        """Another stream has done something since ``start_ns`` (``time.monotonic_ns``)."""
+        if self._on:
+            self._append(Activity(track, name, layer), start_ns, time.monotonic_ns(), nbytes)
+
+    @contextmanager
+    def _within(self, of: StageOfRun, index: int) -> Iterator[None]:
+        self._of, self._micro_step = of, index
+        self._activity, self._since_ns = OTHER, time.monotonic_ns()
+        try:
+            yield
+        finally:
+            self._turn(OTHER, time.monotonic_ns())
+            self._activity = None
+
+    @contextmanager
+    def _during(self, activity: Activity, then: Activity | None) -> Iterator[None]:
+        before = self._activity
+        self._turn(activity, time.monotonic_ns())
+        try:
+            yield
+        finally:
+            self._turn(then or before or OTHER, time.monotonic_ns())
+
+    def _turn(self, to: Activity, now_ns: int) -> None:
+        """The compute stream does something else from now on."""
+        if self._activity is not None and now_ns > self._since_ns:
+            self._append(self._activity, self._since_ns, now_ns, 0)
+        self._activity, self._since_ns = to, now_ns
+
+    def _append(self, what: Activity, start_ns: int, end_ns: int, nbytes: int) -> None:
+        where = (self._micro_step, what.layer, nbytes, self._of)
+        self.spans.append(Span(what.track, what.name, start_ns, end_ns, *where))
