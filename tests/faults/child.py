@@ -114,7 +114,7 @@ def _main(
     with log.open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-    sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     faulthandler.register(signal.SIGUSR1, file=2)
     watch(seen.note)
     if doomed:
