@@ -1,16 +1,12 @@
 """What one rank knows and remembers of one micro-step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from foremoe.client.rank import MicroStepReport
-from foremoe.training.lookahead import AgreedPlan
 from foremoe.transfer.copies import Path
-from foremoe.transfer.replica import Replica
 from foremoe.transfer.statistics import TransferStatistics
 
 
@@ -21,7 +17,8 @@ class MicroStepRecord:
     computed_tokens: int64 ``[L]``, (token, expert) pairs this rank computed in forward.
     exposed_seconds: float64 ``[L]``, time compute waited for copies; exposed_gradient_seconds: time
     it waited for replicas' gradients to come home; seconds: wall time.
-    degraded_reason: empty when the plan was used or balancing was off.
+    degraded_reason: empty when the plan was used or balancing was off. dropped_replicas: of the
+    whole group, because their copies would have come too late.
     """
 
     micro_step: int
@@ -29,6 +26,7 @@ class MicroStepRecord:
     exposed_seconds: NDArray[np.float64]
     degraded_reason: str = ""
     balanced: bool = False
+    dropped_replicas: int = 0
     host_bytes: int = 0
     peer_bytes: int = 0
     gradient_bytes: int = 0
@@ -62,24 +60,3 @@ class MicroStepRecord:
             self.seconds,
             self.exposed_gradient_seconds,
         )
-
-
-@dataclass(slots=True)
-class MicroStepRun:
-    """A micro-step under way: its agreed plan, and the next one whose copies may start already."""
-
-    record: MicroStepRecord
-    agreed: AgreedPlan | None
-    upcoming: AgreedPlan | None
-    acquired: dict[int, Mapping[int, Replica]] = field(default_factory=dict)
-    forwarded: set[int] = field(default_factory=set)
-    finished: set[int] = field(default_factory=set)
-
-    def is_planned_forward(self, position: int) -> bool:
-        """Whether a layer's forward is the one the plan is for: the first, or its recomputation.
-
-        Any other one computes at home: slots and gradients serve one forward and backward.
-        """
-        if position in self.finished:
-            return False
-        return position not in self.forwarded or torch._C._current_graph_task_id() != -1

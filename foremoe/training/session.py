@@ -13,18 +13,15 @@ expert parallelism anyway. Whatever happens to the runtime, the numbers stay the
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from foremoe.client.rank import MicroStepReport, RankPlan
 from foremoe.errors import (
     ConflictError,
     ExhaustedError,
@@ -32,40 +29,23 @@ from foremoe.errors import (
     NotReadyError,
     TransferError,
 )
-from foremoe.training.agreement import agree
+from foremoe.training.clock import MicroStepClock, Point
 from foremoe.training.expert_parallel import LayerWork
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.home_mover import HomeMover
 from foremoe.training.layout import GroupLayout
-from foremoe.training.lookahead import AgreedPlan, Lookahead
-from foremoe.training.micro_step import MicroStepRecord, MicroStepRun
+from foremoe.training.lookahead import AgreedPlan, Lookahead, Use
+from foremoe.training.micro_step import MicroStepRecord
+from foremoe.training.micro_step_run import MicroStepRun
+from foremoe.training.plan_choice import PlanChoice, PlanSource
 from foremoe.training.split_table import SplitTable
 from foremoe.training.step_guard import StepGuard
 from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.paths import PathSpeed
-from foremoe.transfer.replica import Replica
-from foremoe.vocabulary import DegradedReason, Stage
+from foremoe.transfer.schedule.links import NEVER
+from foremoe.vocabulary import Stage
 
 log = logging.getLogger(__name__)
-
-
-class PlanSource(Protocol):
-    """Where plans come from and reports go to; RankClient is the one that talks to the daemon."""
-
-    @property
-    def connected(self) -> bool: ...
-
-    def wait(
-        self, step: int, stage: Stage, micro_step: int, timeout_seconds: float
-    ) -> RankPlan | None: ...
-
-    def forget_before(self, step: int) -> None: ...
-
-    def report(self, step: int, stage: Stage, micro_steps: Sequence[MicroStepReport]) -> None: ...
-
-    def homes_moved(self, home: NDArray[np.int32]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -103,6 +83,7 @@ class RankSession:
         self._client = client
         self._plan_wait_seconds = plan_wait_seconds
         self._mover = mover
+        self._clock = MicroStepClock(len(layout.layers))
         self._lay_out(layout)
         self._stage: StageRun | None = None
         self._run: MicroStepRun | None = None
@@ -148,7 +129,7 @@ class RankSession:
         run = self._run = self._begin(self._stage, index)
         try:
             yield run.record
-            self._finish(run)
+            run.finish()
             run.record.seconds = time.monotonic() - began
         except BaseException:
             self._failed = True
@@ -160,25 +141,8 @@ class RankSession:
     def layer_work(self, layer: int) -> LayerWork:
         """What ``run_experts`` needs for one layer, now; also outside of any micro-step."""
         position = self.layout.position(layer)
-        run = self._run
-        if run is None or not run.is_planned_forward(position):
-            return LayerWork.at_home(self.layout.slots, self._tables[position])
-        table = self._tables[position]
-        if run.agreed is not None:
-            table = SplitTable(
-                self.layout.slots,
-                self.layout.home[position],
-                run.agreed.plan.replica_expert[position],
-                run.agreed.plan.replica_tokens[position],
-            )
-        return LayerWork(
-            self.layout.slots,
-            table,
-            acquire=partial(self._acquire, run, position),
-            computed=partial(_count, run.record, position),
-            forward_done=partial(self._end_forward, run, position),
-            backward_done=partial(self._end_layer, run, position),
-        )
+        planned = None if self._run is None else self._run.work(position)
+        return planned or LayerWork.at_home(self.layout.slots, self._tables[position])
 
     def weights_changed(self) -> None:
         """Every replica is void: call after each optimizer step, on all ranks, before more compute.
@@ -190,8 +154,9 @@ class RankSession:
         self._refuse_missing_gradients()
         if self._promised is not None:
             self._abandon()
-        self._feed_back_speed()
+        self._feed_back()
         self._engine.weights_changed()
+        self._clock.restart()
 
     def move_homes(self, home: NDArray[np.int32]) -> int:
         """Make ``home [L, E]`` the experts' homes: they change ranks with their optimizer state.
@@ -216,6 +181,7 @@ class RankSession:
             self._failed = True
             raise
         if moved:
+            self._clock.restart()
             self._lay_out(replace(self.layout, home=self._mover.home))
             if not self._failed:
                 self._engine.weights_changed(self.layout.home)
@@ -256,147 +222,73 @@ class RankSession:
 
     def _follow_homes(self, step: int, stage: Stage) -> None:
         """Move experts to where the stage's plans expect them, if all ranks hold the first one."""
-        plan = None
-        if self._client is not None:
-            wait_seconds = self._plan_wait_seconds if self._client.connected else 0.0
-            plan = self._client.wait(step, stage, 0, wait_seconds)
-        if plan is not None and not self.layout.serves(plan):
-            plan = None
-        (serving,) = agree([plan], self._slots_shape, self._control_group)
-        if plan is None or serving is None or self.layout.fits(plan):
+        home = self._choice.homes(step, stage)
+        if home is None:
             return
         try:
-            self.move_homes(plan.home)
+            self.move_homes(home)
         except (ConflictError, ExhaustedError, InvalidInputError) as error:  # on all ranks alike
             log.warning("degraded: homes stay, so step %d runs without plans: %s", step, error)
 
     @property
-    def _slots_shape(self) -> tuple[int, int, int]:
-        return len(self.layout.layers), self.layout.topology.ranks, self.layout.spare_slots
+    def _choice(self) -> PlanChoice:
+        return PlanChoice(self._client, self.layout, self._control_group, self._plan_wait_seconds)
 
     def _begin(self, stage: StageRun, index: int) -> MicroStepRun:
         layers = len(self.layout.layers)
         record = MicroStepRecord(index, np.zeros(layers, np.int64), np.zeros(layers, np.float64))
-        if not stage.balanced:
-            return MicroStepRun(record, None, None)
-        agreed, upcoming, record.degraded_reason = self._agree(stage, index)
+        agreed, upcoming = None, None
+        if stage.balanced:
+            agreed, upcoming = self._prepare(stage, record)
+        return MicroStepRun(
+            record,
+            agreed,
+            upcoming,
+            self.layout,
+            self._engine,
+            self._lookahead,
+            self._tables,
+            self._clock,
+            backward_follows=stage.stage is Stage.UPDATE,
+        )
+
+    def _prepare(
+        self, stage: StageRun, record: MicroStepRecord
+    ) -> tuple[AgreedPlan | None, AgreedPlan | None]:
+        """Settle the plans of a micro-step and of the next one, and promise their replicas."""
+        index = record.micro_step
+        if self._promised is not None and self._promised.plan.micro_step != index:
+            self._abandon()
+        agreed, upcoming, record.degraded_reason = self._choice.settle(
+            stage.step, stage.stage, index, self._promised
+        )
         record.balanced = agreed is not None
+        self._clock.begin(stage.stage)
         if agreed is None:
             self._engine.return_gradients()
         elif agreed is not self._promised:
-            self._lookahead.add(agreed, self._uses)
+            self._lookahead.add(self._uses(stage.stage, agreed, 0), self._clock.now_ns)
         if upcoming is not None:
-            self._lookahead.add(upcoming, self._uses)
+            self._lookahead.add(self._uses(stage.stage, upcoming, 1), self._clock.now_ns)
         self._promised = upcoming
-        return MicroStepRun(record, agreed, upcoming)
+        return agreed, upcoming
 
-    def _agree(
-        self, stage: StageRun, index: int
-    ) -> tuple[AgreedPlan | None, AgreedPlan | None, str]:
-        """Settle with the group the plan of this micro-step, and of the next one if it is there."""
-        if self._promised is not None and self._promised.plan.micro_step != index:
-            self._abandon()
-        promised = self._promised
-        plan, reason = (None, "") if promised is None else (promised.plan, "")
-        if plan is None:
-            plan, reason = self._plan(stage, index, self._plan_wait_seconds)
-        upcoming, _ = self._plan(stage, index + 1, 0.0)
-        if plan is None or (upcoming is not None and upcoming.mini_batch != plan.mini_batch):
-            upcoming = None
-        serving, serving_next = agree([plan, upcoming], self._slots_shape, self._control_group)
-        if promised is None and plan is not None and serving is not None:
-            promised = AgreedPlan(plan, serving)
-        if promised is None:
-            return None, None, reason or DegradedReason.OTHER_RANK
-        if upcoming is None or serving_next is None:
-            return promised, None, ""
-        return promised, AgreedPlan(upcoming, serving_next), ""
-
-    def _plan(
-        self, stage: StageRun, index: int, wait_seconds: float
-    ) -> tuple[RankPlan | None, str]:
-        if self._client is None:
-            return None, DegradedReason.NO_RUNTIME
-        if not self._client.connected:
-            wait_seconds = 0.0
-        plan = self._client.wait(stage.step, stage.stage, index, wait_seconds)
-        if plan is None:
-            connected = self._client.connected
-            return None, DegradedReason.NO_PLAN if connected else DegradedReason.RUNTIME_LOST
-        if not self.layout.fits(plan):
-            return None, DegradedReason.OTHER_LAYOUT
-        return plan, ""
-
-    @property
-    def _uses(self) -> list[int]:
-        """Positions of layers in the order in which a micro-step uses their replicas.
+    def _uses(self, stage: Stage, agreed: AgreedPlan, ahead: int) -> list[Use]:
+        """In the order in which a micro-step, this one or one ``ahead``, uses layers' replicas.
 
         Slots that layers share are filled again for backward; a layer's own are kept until then.
+        Backward cannot do without the replicas that forward had.
         """
-        forward = list(range(len(self.layout.layers)))
-        return forward + (forward[::-1] if self._backward_fetches else [])
-
-    @property
-    def _backward_follows(self) -> bool:
-        return self._stage is not None and self._stage.stage is Stage.UPDATE
-
-    @property
-    def _backward_fetches(self) -> bool:
-        return self._backward_follows and not self._engine.resident
-
-    def _acquire(self, run: MicroStepRun, position: int) -> Mapping[int, Replica]:
-        """A layer's replicas by plan slot, the same until its use ends."""
-        if run.agreed is None:
-            return {}
-        if position not in run.acquired:
-            with_gradients = self._backward_follows and (
-                self._engine.resident or position in run.forwarded
-            )
-            held = self._engine.acquire(self.layout.layers[position], with_gradients)
-            by_expert = {replica.expert: replica for replica in held}
-            wanted = run.agreed.plan.replica_expert[position, self.layout.rank].tolist()
-            run.acquired[position] = {
-                slot: by_expert[expert] for slot, expert in enumerate(wanted) if expert in by_expert
-            }
-        return run.acquired[position]
-
-    def _end_forward(self, run: MicroStepRun, position: int) -> None:
-        """Shared slots go to the next layer; those of the layer itself wait for backward."""
-        if position in run.forwarded:
-            return
-        if run.agreed is not None and self._backward_fetches:
-            self._acquire(run, position)
-            self._engine.release(self.layout.layers[position])
-            del run.acquired[position]
-            self._lookahead.advance()
-        run.forwarded.add(position)
-        if not self._backward_follows:
-            self._end_layer(run, position)
-
-    def _end_layer(self, run: MicroStepRun, position: int) -> None:
-        """The layer needs its replicas no more; the next copies may come.
-
-        Their gradients stay where they are if the next micro-step adds to them.
-        """
-        if run.agreed is None or position in run.finished:
-            return
-        layer = self.layout.layers[position]
-        self._acquire(run, position)
-        run.finished.add(position)
-        self._engine.release(layer)
-        if run.upcoming is None or not self._engine.resident:
-            self._engine.return_gradients(layer)
-        self._lookahead.advance()
-
-    def _finish(self, run: MicroStepRun) -> None:
-        """End what the model's code left out, on all ranks alike, and bring gradients home."""
-        layers = range(len(self.layout.layers))
-        for position in layers:
-            self._end_forward(run, position)
-        for position in reversed(layers):
-            self._end_layer(run, position)
-        self._engine.collect_gradients()
-        run.record.add(self._engine.statistics())
+        clock, forward = self._clock, range(len(self.layout.layers))
+        uses = []
+        for position in forward:
+            due_ns = clock.due_ns(Point.FORWARD, position, ahead)
+            worth_ns = clock.worth_ns(int(agreed.pairs[position].max(initial=0)))
+            uses.append(Use(agreed, position, due_ns, min(due_ns + worth_ns, NEVER)))
+        if stage is Stage.UPDATE and not self._engine.resident:
+            for position in reversed(forward):
+                uses.append(Use(agreed, position, clock.due_ns(Point.BACKWARD, position, ahead)))
+        return uses
 
     def _bring_gradients_home(self, run: StageRun) -> None:
         """The stage ends in the middle of a mini-batch: the next one may be long in coming."""
@@ -417,18 +309,16 @@ class RankSession:
                 "with replicas; run them, or leave the stage block, before the optimizer step"
             )
 
-    def _feed_back_speed(self) -> None:
-        """Let all ranks choose paths by what the group has measured since the last call."""
-        speed = self._engine.measured_speed()
-        sent = torch.tensor([speed.host, speed.peer], dtype=torch.float64)
-        gathered = [torch.empty_like(sent) for _ in range(self.layout.topology.ranks)]
-        dist.all_gather(gathered, sent, group=self._control_group)
-        self._engine.apply_speed([PathSpeed(*pair.tolist()) for pair in gathered])
+    def _feed_back(self) -> None:
+        """Let all ranks choose paths and drop copies by what the group measured since last time."""
+        speed, took = self._engine.measured_speed(), self._clock.take()
+        mine = np.concatenate([[speed.host, speed.peer, speed.network], took.ravel()])
+        gathered = torch.empty(self.layout.topology.ranks, mine.size, dtype=torch.float64)
+        dist.all_gather(list(gathered), torch.from_numpy(mine), group=self._control_group)
+        measured = gathered.numpy()
+        self._engine.apply_speed([PathSpeed(*row) for row in measured[:, :3].tolist()])
+        self._clock.settle(list(measured[:, 3:].reshape(-1, *took.shape)))
 
     def _abandon(self) -> None:
         self._lookahead.clear()
         self._promised = None
-
-
-def _count(record: MicroStepRecord, position: int, pairs: int) -> None:
-    record.computed_tokens[position] = pairs

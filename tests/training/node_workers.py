@@ -12,7 +12,7 @@ import numpy as np
 import torch.distributed as dist
 
 from foremoe.client.controller import ControllerClient
-from foremoe.training.session import PlanSource
+from foremoe.training.plan_choice import PlanSource
 from foremoe.vocabulary import Stage
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foremoe.training.session import MicroStepRecord
+from foremoe.training.micro_step import MicroStepRecord
 from tests.processes import run_ranks
 from tests.runtime.certificates import Authority, needs_openssl
 from tests.runtime.namespaces import CONTROL, two_machines, why_not
