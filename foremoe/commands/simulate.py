@@ -5,7 +5,7 @@ docs/simulation.md says what each layer takes. ``--json FILE`` writes one object
 
     {
       "model": str, "cluster": str, "ranks": int, "ep_size": int, "routing": str,
-      "tokens_per_rank": int or null, "sequences_per_micro_step": int or null,
+      "tokens_per_rank": int or null, "sequences_per_micro_step": int,
       "mini_batches": int, "micro_steps_per_mini_batch": int, "spare_slots": int,
       "target": float or null,
       "policies": [{"name": str, "seconds": {"recompute": float, "update": float},
@@ -29,6 +29,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
@@ -39,9 +41,11 @@ from foremoe.foresight.trace import load_trace
 from foremoe.simulation.cluster import Machine, machine
 from foremoe.simulation.contest import CONTESTANTS, IDEAL, UNBALANCED
 from foremoe.simulation.step import (
+    Drawing,
     Loads,
     Outcome,
     Schedule,
+    heat_loads,
     record_spans,
     simulate_step,
     trace_loads,
@@ -62,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     routing = parser.add_mutually_exclusive_group()
     routing.add_argument("--workload", choices=WORKLOADS, default="dirichlet")
     routing.add_argument("--trace", type=Path, metavar="TRACE.npz", help="recorded routing")
+    routing.add_argument(
+        "--heat", metavar="FILE.npz:NAME", help="draw around recorded tokens [layers, experts]"
+    )
     parser.add_argument(
         "--ep-size", type=int, metavar="P", help="ranks of an EP group (default one node's)"
     )
@@ -69,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens-per-rank", type=int, default=16384, metavar="T", help="of a drawn micro-step"
     )
     parser.add_argument(
-        "--sequences-per-micro-step", type=int, metavar="S", help="of a trace (default one a rank)"
+        "--sequences-per-micro-step",
+        type=int,
+        metavar="S",
+        help="of an EP group (default one a rank)",
     )
     parser.add_argument("--mini-batches", type=int, default=2, metavar="B")
     parser.add_argument("--micro-steps-per-mini-batch", type=int, default=4, metavar="M")
@@ -123,29 +133,47 @@ def _advance(bar: Progress, task: Any) -> Callable[[], None]:
 
 
 def _loads(options: argparse.Namespace, simulated: Machine, schedule: Schedule) -> Loads:
-    if options.trace is None:
-        return workload_loads(
-            options.workload, simulated, schedule, options.tokens_per_rank, options.seed
-        )
-    sequences = options.sequences_per_micro_step or simulated.ep_size
-    if sequences < 1:
-        raise InvalidInputError(f"--sequences-per-micro-step: at least 1, got {sequences}")
-    return trace_loads(load_trace(options.trace).histograms(), simulated, schedule, sequences)
+    sequences = _sequences(options, simulated)
+    if options.trace is not None:
+        if sequences < 1:
+            raise InvalidInputError(f"--sequences-per-micro-step: at least 1, got {sequences}")
+        histograms = load_trace(options.trace).histograms()
+        return trace_loads(histograms, simulated, schedule, sequences)
+    drawing = Drawing(options.tokens_per_rank, sequences, options.seed)
+    if options.heat is not None:
+        return heat_loads(_heat(options.heat), simulated, schedule, drawing)
+    return workload_loads(options.workload, simulated, schedule, drawing)
+
+
+def _sequences(options: argparse.Namespace, simulated: Machine) -> int:
+    chosen: int | None = options.sequences_per_micro_step
+    return simulated.ep_size if chosen is None else chosen
+
+
+def _heat(place: str) -> NDArray[np.float64]:
+    """The array that FILE.npz:NAME names."""
+    file, colon, name = place.rpartition(":")
+    if not colon:
+        raise InvalidInputError(f"--heat {place!r}: expected FILE.npz:NAME")
+    try:
+        with np.load(file) as archive:
+            return np.asarray(archive[name], np.float64)
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise InvalidInputError(f"--heat {place!r}: cannot be read ({error})") from error
 
 
 def _record(
     options: argparse.Namespace, simulated: Machine, outcomes: list[Outcome]
 ) -> dict[str, Any]:
     traced = options.trace is not None
-    sequences = options.sequences_per_micro_step or simulated.ep_size
     return {
         "model": options.model,
         "cluster": options.cluster,
         "ranks": simulated.ranks,
         "ep_size": simulated.ep_size,
-        "routing": str(options.trace) if traced else options.workload,
+        "routing": str(options.trace or options.heat or options.workload),
         "tokens_per_rank": None if traced else options.tokens_per_rank,
-        "sequences_per_micro_step": sequences if traced else None,
+        "sequences_per_micro_step": _sequences(options, simulated),
         "mini_batches": options.mini_batches,
         "micro_steps_per_mini_batch": options.micro_steps_per_mini_batch,
         "spare_slots": options.spare_slots,
@@ -162,7 +190,7 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def _table(options: argparse.Namespace, simulated: Machine, outcomes: list[Outcome]) -> Table:
-    routing = options.trace.name if options.trace else options.workload
+    routing = options.trace.name if options.trace else options.heat or options.workload
     table = Table(
         title=f"{options.model} on {options.cluster}, EP groups of {simulated.ep_size}, {routing}",
         box=SIMPLE,

@@ -1,11 +1,14 @@
 """Who is compared, and how each one's micro-steps pass.
 
 ``ahead`` knows the routing before the stage: plans are ready and copies run ahead of their layer.
+Where such a plan moves homes between micro-steps, their weights are copies and their gradients go
+back to where the optimizer is; where it moves them once for the step, parameters and optimizer
+state travel before recompute begins.
 ``critical path`` knows it only after the gate, as UltraEP and MoonEP (arXiv 2606.04101): planning
 and copies stand between gate and compute in the forward pass, as dispatch needs the plan and the
 links that copies need; the backward pass hides its copies. ``given`` gets its copies and moves for
-nothing, which favours it: for no balancing, for EPLB, and for the ideal that force-balances the
-router.
+nothing, which favours it: for no balancing, for EPLB's second row, and for the ideal that
+force-balances the router.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +18,14 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.planner.home_moves import move_picoseconds
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import StageProblem
 from foremoe.planner.step_homes import step_homes
 from foremoe.simulation.cluster import Machine
+from foremoe.simulation.moved_homes import homes_as_replicas
 from foremoe.simulation.stage import passes, simulate_stage
 from foremoe.simulation.timeline import SECOND, Timeline
 from foremoe.transfer.copies import EMPTY
@@ -42,17 +47,22 @@ class Knowledge(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """policy: of ``foremoe.planner.policies``. homes: ``contiguous`` or ``step``."""
+    """policy: of ``foremoe.planner.policies``. homes: ``contiguous`` or ``step``.
+
+    charged: whether the policy moves homes, which then count as replicas.
+    """
 
     policy: str
     knowledge: Knowledge
     homes: str = "contiguous"
+    charged: bool = False
 
 
 CONTESTANTS: dict[str, Contestant] = {
     UNBALANCED: Contestant("none", Knowledge.GIVEN),
     "EPLB history": Contestant("eplb-history", Knowledge.GIVEN),
-    "EPLB oracle": Contestant("eplb-oracle", Knowledge.GIVEN),
+    "EPLB oracle, moves free": Contestant("eplb-oracle", Knowledge.GIVEN),
+    "EPLB oracle": Contestant("eplb-oracle", Knowledge.AHEAD, charged=True),
     "critical path": Contestant("greedy", Knowledge.CRITICAL_PATH),
     "node-confined": Contestant("greedy-in-node", Knowledge.AHEAD),
     "foremoe": Contestant("resident", Knowledge.AHEAD),
@@ -69,18 +79,41 @@ class Group:
     mini_batch: NDArray[np.int32]
 
 
-def plan_group(
-    name: str, group: Group, machine: Machine, slots: int, target: float | None
-) -> list[Plan]:
-    """The plans of a contestant for one EP group, which both stages follow."""
-    contestant = CONTESTANTS[name]
-    load = _forced(group.load) if name == IDEAL else group.load
-    topology = machine.topology
-    home = contiguous_homes(load.shape[1], load.shape[3], topology.ranks)
-    if contestant.homes == "step":
-        home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
-    problem = StageProblem(load, home, group.mini_batch, topology, slots, target, machine.update())
-    return list(POLICIES[contestant.policy](problem))
+class Plans:
+    """The contestants' plans for one EP group, which both stages follow."""
+
+    def __init__(self, group: Group, machine: Machine, slots: int, target: float | None) -> None:
+        self._group, self._machine = group, machine
+        self._slots, self._target = slots, target
+        self._made: dict[tuple[str, str, bool], list[Plan]] = {}
+
+    def of(self, name: str) -> list[Plan]:
+        """One plan a micro-step."""
+        contestant = CONTESTANTS[name]
+        key = contestant.policy, contestant.homes, name == IDEAL
+        if key not in self._made:
+            self._made[key] = list(POLICIES[contestant.policy](self._problem(*key)))
+        if not contestant.charged:
+            return self._made[key]
+        _, layers, ranks, experts = self._group.load.shape
+        home = contiguous_homes(layers, experts, ranks)
+        return [homes_as_replicas(plan, home) for plan in self._made[key]]
+
+    def _problem(self, _: str, homes: str, ideal: bool) -> StageProblem:
+        group, topology = self._group, self._machine.topology
+        load = _forced(group.load) if ideal else group.load
+        home = contiguous_homes(load.shape[1], load.shape[3], topology.ranks)
+        if homes == "step":
+            home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
+        return StageProblem(
+            load,
+            home,
+            group.mini_batch,
+            topology,
+            self._slots,
+            self._target,
+            self._machine.update(),
+        )
 
 
 def run_group(
@@ -95,9 +128,13 @@ def run_group(
     """Simulate a contestant's plans in one stage of one EP group."""
     backward = stage is Stage.UPDATE
     if CONTESTANTS[name].knowledge is Knowledge.AHEAD:
-        return simulate_stage(
+        timeline = simulate_stage(
             machine, plans, group.mini_batch, backward=backward, keep_spans=keep_spans
         )
+        if stage is Stage.RECOMPUTE:
+            timeline.move_ns = _move_ns(machine, plans[0])
+            timeline.mini_batch_ns[0] += timeline.move_ns
+        return timeline
     wait: Callable[[Plan], int] = _nothing
     timeline = Timeline()
     if CONTESTANTS[name].knowledge is Knowledge.CRITICAL_PATH:
@@ -116,6 +153,14 @@ def run_group(
         timeline.mini_batch_ns.append(total)
     timeline.link_bytes = {"peer": timeline.copies * weights} if timeline.copies else {}
     return timeline
+
+
+def _move_ns(machine: Machine, plan: Plan) -> int:
+    """Parameters and optimizer state from contiguous homes to those of the plan."""
+    layers, experts = plan.home.shape
+    before = contiguous_homes(layers, experts, machine.ep_size)
+    width = machine.topology.ranks_per_node
+    return int(move_picoseconds(before, plan.home, width, machine.update()).sum() // 1000)
 
 
 def _nothing(plan: Plan) -> int:

@@ -20,11 +20,11 @@ from foremoe.simulation.contest import (
     UNBALANCED,
     Group,
     Knowledge,
-    plan_group,
+    Plans,
     run_group,
 )
 from foremoe.simulation.timeline import SECOND, Span, Timeline
-from foremoe.simulation.workloads import Shape, micro_step_load
+from foremoe.simulation.workloads import Shape, heat_load, micro_step_load
 from foremoe.vocabulary import Stage
 
 Loads = Callable[[int], NDArray[np.int64]]
@@ -46,20 +46,46 @@ class Schedule:
         return np.repeat(np.arange(self.mini_batches, dtype=np.int32), self.micro_steps)
 
 
-def workload_loads(
-    name: str, machine: Machine, schedule: Schedule, tokens: int, seed: int
-) -> Loads:
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Drawn for a micro-step: tokens of each rank, in so many sequences of the EP group."""
+
+    tokens: int
+    sequences: int
+    seed: int
+
+    def shape(self, machine: Machine) -> Shape:
+        """Raises InvalidInputError unless every rank gets as many sequences."""
+        if self.sequences < 1 or self.sequences % machine.ep_size:
+            raise InvalidInputError(
+                f"--sequences-per-micro-step {self.sequences}: drawn routing needs a multiple of "
+                f"the {machine.ep_size} ranks of an EP group"
+            )
+        model, sequences = machine.model, self.sequences // machine.ep_size
+        return Shape(
+            model.layers, model.experts, model.top_k, machine.ep_size, self.tokens, sequences
+        )
+
+
+def workload_loads(name: str, machine: Machine, schedule: Schedule, drawing: Drawing) -> Loads:
     """A named workload, drawn anew for every EP group."""
-    model = machine.model
-    shape = Shape(model.layers, model.experts, model.top_k, machine.ep_size, tokens)
-    return partial(_workload_load, name, shape, schedule, seed)
+    draw = partial(micro_step_load, name, drawing.shape(machine), drawing.seed)
+    return partial(_drawn_loads, draw, schedule)
 
 
-def _workload_load(
-    name: str, shape: Shape, schedule: Schedule, seed: int, group: int
+def heat_loads(
+    heat: NDArray[np.float64], machine: Machine, schedule: Schedule, drawing: Drawing
+) -> Loads:
+    """Sequences drawn around a recorded ``heat [layers, E]``, anew for every EP group."""
+    draw = partial(heat_load, heat, drawing.shape(machine), drawing.seed)
+    return partial(_drawn_loads, draw, schedule)
+
+
+def _drawn_loads(
+    draw: Callable[[int], NDArray[np.int64]], schedule: Schedule, group: int
 ) -> NDArray[np.int64]:
     total = schedule.mini_batches * schedule.micro_steps
-    return np.stack([micro_step_load(name, shape, seed, group * total + m) for m in range(total)])
+    return np.stack([draw(group * total + m) for m in range(total)])
 
 
 def trace_loads(
@@ -97,8 +123,8 @@ class Outcome:
 
     seconds: by stage. speedup: over unbalanced; of_ideal: of the speed with a force-balanced
     router; both for the stages together. imbalance: mean and maximum over micro-steps and layers.
-    exposed_seconds: of copies and gradients, the mean EP group's. copies, link_bytes and
-    gradient_bytes of both stages and all groups. extra_bytes: slots of one rank.
+    exposed_seconds: of copies, gradients and moves of homes, the mean EP group's. copies,
+    link_bytes and gradient_bytes of both stages and all groups. extra_bytes: slots of one rank.
     """
 
     name: str
@@ -162,7 +188,7 @@ def record_spans(
 ) -> dict[Stage, list[Span]]:
     """The spans of the first EP group's stages."""
     group = Group(loads(0), schedule.mini_batch)
-    plans = plan_group(name, group, machine, slots, target)
+    plans = Plans(group, machine, slots, target).of(name)
     return {
         stage: run_group(name, plans, group, machine, stage, keep_spans=True).spans or []
         for stage in Stage
@@ -188,9 +214,10 @@ def _run_group(
 ) -> list[_Part]:
     """One EP group's part in every contestant's step."""
     group = Group(loads(index), schedule.mini_batch)
+    made = Plans(group, machine, slots, target)
     parts = []
     for name in names:
-        plans = plan_group(name, group, machine, slots, target)
+        plans = made.of(name)
         timelines = {stage: run_group(name, plans, group, machine, stage) for stage in Stage}
         parts.append(_Part(timelines, np.stack([_imbalance(plan) for plan in plans])))
     return parts
@@ -221,7 +248,7 @@ def _outcome(
     for timeline in timelines:
         for link, carried in timeline.link_bytes.items():
             links[link] = links.get(link, 0) + carried
-    exposed = sum(t.exposed_copy_ns + t.exposed_gradient_ns for t in timelines)
+    exposed = sum(t.exposed_copy_ns + t.exposed_gradient_ns + t.move_ns for t in timelines)
     return Outcome(
         name,
         seconds,

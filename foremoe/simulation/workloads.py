@@ -30,15 +30,20 @@ _DRAWS = 8
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What is drawn for each micro-step: a sequence of ``tokens`` on each of ``ranks``."""
+    """What a micro-step has: on each of ``ranks``, ``sequences`` that share ``tokens``."""
 
     layers: int
     experts: int
     top_k: int
     ranks: int
     tokens: int
+    sequences: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.sequences <= max(self.tokens, 1):
+            raise InvalidInputError(
+                f"workload: {self.tokens} tokens of a rank cannot be {self.sequences} sequences"
+            )
         if not 1 <= self.top_k <= self.experts or self.tokens < 1 or self.ranks < 1:
             raise InvalidInputError(
                 f"workload: cannot draw top {self.top_k} of {self.experts} experts for "
@@ -58,6 +63,8 @@ def micro_step_load(name: str, shape: Shape, seed: int, micro_step: int) -> NDAr
         raise InvalidInputError(f"workload {name!r}: choose one of {', '.join(WORKLOADS)}")
     heat = WORKLOADS[name](shape, seed, micro_step)
     generator = _generator(name, seed, micro_step)
+    if name == "dirichlet":
+        return _sequences(heat, shape, generator)
     tokens = np.full(shape.ranks, shape.tokens, np.int64)
     if name == "W4_source_ragged":
         ragged = generator.lognormal(0.0, RAGGED_SIGMA, shape.ranks)
@@ -69,10 +76,38 @@ def micro_step_load(name: str, shape: Shape, seed: int, micro_step: int) -> NDAr
     for layer in range(shape.layers):
         share = heat[layer] / heat[layer].sum()
         for rank in range(shape.ranks):
-            own = share
-            if name == "dirichlet":
-                own = generator.dirichlet(share * SEQUENCE_CONCENTRATION)
-            load[layer, rank] = _counts(generator, own, int(tokens[rank]), shape.top_k)
+            load[layer, rank] = _counts(generator, share, int(tokens[rank]), shape.top_k)
+    return load
+
+
+def heat_load(
+    heat: NDArray[np.float64], shape: Shape, seed: int, micro_step: int
+) -> NDArray[np.int64]:
+    """As ``dirichlet`` draws, around a recorded ``heat [layers, E]``: int64 ``[L, P, E]``.
+
+    A model of more layers goes through those of the heat again.
+    Raises InvalidInputError when the heat is of another number of experts.
+    """
+    if heat.ndim != 2 or heat.shape[1] != shape.experts or not (heat.sum(axis=1) > 0).all():
+        raise InvalidInputError(
+            f"heat: expected tokens by layer and {shape.experts} experts, got {list(heat.shape)}"
+        )
+    rows = np.maximum(heat[np.arange(shape.layers) % len(heat)], 1e-3)
+    return _sequences(rows, shape, _generator("heat", seed, micro_step))
+
+
+def _sequences(
+    heat: NDArray[np.float64], shape: Shape, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Each sequence with its own taste around the layer's heat."""
+    load = np.zeros((shape.layers, shape.ranks, shape.experts), np.int64)
+    lengths = np.diff(np.arange(shape.sequences + 1) * shape.tokens // shape.sequences).tolist()
+    for layer in range(shape.layers):
+        concentration = heat[layer] / heat[layer].sum() * SEQUENCE_CONCENTRATION
+        for rank in range(shape.ranks):
+            for tokens in lengths:
+                taste = generator.dirichlet(concentration)
+                load[layer, rank] += _counts(generator, taste, tokens, shape.top_k)
     return load
 
 

@@ -38,6 +38,9 @@ def test_table_record_and_timeline(tmp_path: Path, capsys: pytest.CaptureFixture
         (["--mini-batches", "0"], "at least 1 mini-batch"),
         (["--tokens-per-rank", "0"], "for 0 tokens"),
         (["--trace", "none.npz"], "cannot be read"),
+        (["--heat", "none.npz"], "FILE.npz:NAME"),
+        (["--heat", "none.npz:heat"], "cannot be read"),
+        (["--sequences-per-micro-step", "6"], "a multiple of the 4 ranks"),
     ],
 )
 def test_bad_input_gets_one_line(

@@ -10,11 +10,13 @@ from foremoe.planner.plan import Plan
 from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import StageProblem
 from foremoe.simulation.cluster import Machine, machine
-from foremoe.simulation.contest import CONTESTANTS, IDEAL, UNBALANCED
+from foremoe.simulation.contest import CONTESTANTS, IDEAL, UNBALANCED, Group, Plans, run_group
+from foremoe.simulation.moved_homes import homes_as_replicas
 from foremoe.simulation.stage import passes, simulate_stage
-from foremoe.simulation.step import Schedule, simulate_step, workload_loads
+from foremoe.simulation.step import Drawing, Schedule, simulate_step, workload_loads
 from foremoe.simulation.timeline import Timeline
 from foremoe.simulation.workloads import Shape, micro_step_load
+from foremoe.vocabulary import Stage
 
 SCHEDULE = Schedule(mini_batches=2, micro_steps=3)
 
@@ -91,10 +93,43 @@ def test_gradients_travel_once_for_each_stay() -> None:
     assert run(slow, plans, backward=True).exposed_gradient_ns > timeline.exposed_gradient_ns
 
 
+def test_homes_that_move_compute_the_same_pairs_as_replicas() -> None:
+    on = small()
+    home = contiguous_homes(3, on.model.experts, on.ep_size)
+    for plan in plans_of("eplb-oracle", on):
+        moved = homes_as_replicas(plan, home)
+        assert (moved.home == home).all()
+        assert (moved.rank_tokens() == plan.rank_tokens()).all()
+        assert (moved.replica_tokens >= 0).all()
+        for before, after in zip(
+            passes(on, plan, backward=True), passes(on, moved, backward=True), strict=True
+        ):
+            assert (before.total == after.total).all()
+
+
+def test_homes_of_the_step_are_moved_before_it_begins() -> None:
+    on = small()
+    shape = Shape(3, on.model.experts, on.model.top_k, on.ep_size, 4096)
+    load = np.stack([micro_step_load("W2_hot_rank", shape, 0, m) for m in range(6)])
+    group = Group(load, SCHEDULE.mini_batch)
+    plans = Plans(group, on, 2, 1.02).of("foremoe + homes")
+    recompute, update = (run_group("foremoe + homes", plans, group, on, stage) for stage in Stage)
+    busiest = 0
+    for old, new in zip(contiguous_homes(3, on.model.experts, 8), plans[0].home, strict=True):
+        ways = np.bincount(old[old != new]), np.bincount(new[old != new])
+        busiest += max(int(ways[0].max()), int(ways[1].max()))
+    state = 14 * on.model.expert_weights / on.cluster.peer_bytes_per_second
+    assert recompute.move_ns == pytest.approx(1e9 * busiest * state, rel=1e-3)
+    assert busiest > 0 == update.move_ns
+    at_once = run(on, plans, backward=False)
+    assert recompute.mini_batch_ns[0] == at_once.mini_batch_ns[0] + recompute.move_ns
+    assert recompute.mini_batch_ns[1:] == at_once.mini_batch_ns[1:]
+
+
 def test_the_slowest_group_ends_a_mini_batch() -> None:
     on = machine("gpt-oss-20b", "h100x16", None)
     on = replace(on, model=replace(on.model, layers=2))
-    loads = workload_loads("dirichlet", on, SCHEDULE, 1024, 0)
+    loads = workload_loads("dirichlet", on, SCHEDULE, Drawing(1024, 8, 0))
     both = simulate_step(on, loads, SCHEDULE, slots=1, target=1.05, names=[])
     alone = [
         simulate_step(
@@ -115,7 +150,7 @@ def test_the_slowest_group_ends_a_mini_batch() -> None:
 def test_all_take_part_and_none_beats_the_ideal() -> None:
     on = machine("gpt-oss-20b", "h100x8", None)
     on = replace(on, model=replace(on.model, layers=2))
-    loads = workload_loads("W2_hot_rank", on, SCHEDULE, 8192, 0)
+    loads = workload_loads("W2_hot_rank", on, SCHEDULE, Drawing(8192, 8, 0))
     outcomes = {
         o.name: o
         for o in simulate_step(on, loads, SCHEDULE, slots=2, target=1.02, names=list(CONTESTANTS))
@@ -125,4 +160,8 @@ def test_all_take_part_and_none_beats_the_ideal() -> None:
     assert outcomes[IDEAL].imbalance_max < 1.01
     assert all(outcome.of_ideal < 1.01 for outcome in outcomes.values())
     assert outcomes["foremoe"].imbalance_max <= 1.02
+    charged, free = outcomes["EPLB oracle"], outcomes["EPLB oracle, moves free"]
+    assert charged.imbalance_max == free.imbalance_max
+    assert charged.speedup < free.speedup
+    assert charged.copies > outcomes["foremoe"].copies > free.copies == 0
     assert outcomes["foremoe"].speedup > outcomes["EPLB history"].speedup > 1.0

@@ -7,7 +7,13 @@ from foremoe.errors import InvalidInputError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import home_tokens
-from foremoe.simulation.workloads import BURST_PERIOD, WORKLOADS, Shape, micro_step_load
+from foremoe.simulation.workloads import (
+    BURST_PERIOD,
+    WORKLOADS,
+    Shape,
+    heat_load,
+    micro_step_load,
+)
 
 SHAPE = Shape(layers=2, experts=64, top_k=8, ranks=8, tokens=2048)
 HOME = contiguous_homes(2, 64, 8)
@@ -75,8 +81,27 @@ def test_hot_spot_rotates_and_bursts_pass() -> None:
     assert found == 2 * ([False] * (BURST_PERIOD - 1) + [True])
 
 
+def test_recorded_heat_shows_and_more_sequences_even_it_out() -> None:
+    heat = np.ones((1, 64))
+    heat[0, :8] = 4.0
+    spread = []
+    for sequences in (1, 16):
+        shape = Shape(2, 64, 8, 8, 2048, sequences)
+        load = np.stack([heat_load(heat, shape, 0, m) for m in range(8)])
+        assert (load.sum(axis=3) == 8 * 2048).all()
+        assert np.array_equal(load[3], heat_load(heat, shape, 0, 3))
+        experts = load.sum(axis=(0, 1, 2))
+        assert experts[:8].mean() / experts[8:].mean() == pytest.approx(4.0, rel=0.2)
+        spread.append(float(load[..., 20].std()))
+    assert spread[1] < 0.5 * spread[0]
+
+
 def test_a_name_or_shape_that_cannot_be_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="choose one of W0_balanced"):
         micro_step_load("W9", SHAPE, 0, 0)
     with pytest.raises(InvalidInputError, match="top 9 of 8 experts"):
         Shape(layers=1, experts=8, top_k=9, ranks=2, tokens=4)
+    with pytest.raises(InvalidInputError, match="4 tokens of a rank cannot be 5 sequences"):
+        Shape(layers=1, experts=8, top_k=2, ranks=2, tokens=4, sequences=5)
+    with pytest.raises(InvalidInputError, match="64 experts"):
+        heat_load(np.ones((2, 32)), SHAPE, 0, 0)
