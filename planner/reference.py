@@ -254,12 +254,19 @@ def split_layer(
     for wanted in range(5):
         for rank, slot in missing:
             expert = replicas[rank][slot][0]
+            at_home = topology.node_of(rank) == topology.node_of(home[expert])
+            limit = missing[rank, slot]
+            if wanted == 1 and at_home:
+                limit = -(-limit // topology.nodes)
             for source in range(topology.ranks):
-                if distance(source, rank, home[expert]) == wanted:
-                    taken = min(missing[rank, slot], left[source][expert])
+                found = distance(source, rank, home[expert])
+                if found == wanted or (wanted == 3 and at_home and found == 1):
+                    taken = min(limit, left[source][expert])
+                    limit -= taken
                     missing[rank, slot] -= taken
                     left[source][expert] -= taken
-                    tokens[source, rank, slot] = taken
+                    before = tokens.get((source, rank, slot), 0)
+                    tokens[source, rank, slot] = before + taken
     return tokens
 
 

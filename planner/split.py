@@ -3,7 +3,9 @@
 A replica with a quota takes pairs of its expert from the sources in this order:
 
 1. those that originate on the replica's own rank: they need not travel;
-2. those of its node, except the home's own: they stay in the node;
+2. those of its node, except the home's own: they stay in the node. In the home's node they would
+   with the home as well, so there it takes them for one node's share of its quota only: what
+   crosses nodes should come to both alike;
 3. those of other nodes than the home's: they cross nodes anyway;
 4. those of the home's node: at home they would not have crossed;
 5. those of the home itself: at home they would not have travelled.
@@ -44,13 +46,17 @@ def split_by_source(
                 for slot in range(slots):
                     if missing[rank, slot] > 0:
                         expert = replica_expert[layer, rank, slot]
+                        owner = home[layer, expert]
+                        wanted = missing[rank, slot]
+                        if distance == 1 and rank // ranks_per_node == owner // ranks_per_node:
+                            wanted = -(-wanted // (ranks // ranks_per_node))
                         missing[rank, slot] -= _take(
                             left[:, expert],
                             tokens[layer, :, rank, slot],
-                            missing[rank, slot],
+                            wanted,
                             distance,
                             rank,
-                            home[layer, expert],
+                            owner,
                             ranks_per_node,
                         )
     return tokens

@@ -42,6 +42,22 @@ def test_then_the_same_node_then_other_nodes_then_the_homes_node_and_the_home_la
     ]
 
 
+def test_beside_its_home_a_replica_takes_one_nodes_share_of_what_is_near_to_both() -> None:
+    served = np.array(split([0, 4, 6, 6, 6, 6], owner=0, quotas={1: 13}))
+    assert served[:, 1].tolist() == [0, 4, 6, 3, 0, 0]
+    ranks = [0, 0, 12, 12, 12, 12]
+    served = np.array(split(ranks, owner=2, quotas={3: 18}))
+    assert served[:, 3].tolist() == [0, 0, 0, 12, 6, 0]
+    wide = np.full((1, 6, 1), 4, np.int64)
+    expert, quota = np.full((1, 6, 1), -1, np.int32), np.zeros((1, 6, 1), np.int64)
+    expert[0, 1], quota[0, 1] = 0, 10
+    taken = split_by_source(wide, np.zeros((1, 1), np.int32), expert, quota, 3)
+    assert taken[0, :, 1, 0].tolist() == [0, 4, 3, 3, 0, 0]
+    quota[0, 1] = 19
+    taken = split_by_source(wide, np.zeros((1, 1), np.int32), expert, quota, 3)
+    assert taken[0, :, 1, 0].tolist() == [0, 4, 4, 4, 4, 3]
+
+
 def test_a_replica_does_not_take_what_is_nearer_to_another() -> None:
     served = np.array(split([0, 0, 2, 2, 3, 3], owner=0, quotas={2: 5, 4: 4}))
     assert served[:, 4].tolist() == [0, 0, 0, 0, 3, 1]
