@@ -38,6 +38,7 @@ def main() -> None:
     adopt_orphans()
     warm_up_daemon("foremoe")
     warm_up_copies()
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # imports a lot; before the forks
     record = Record("faults", {"runs": options.runs, "seed": options.seed})
     with (
         tempfile.TemporaryDirectory() as name,

@@ -6,6 +6,7 @@ relayed somewhere. Whatever dies is started again, as torchrun and a process sup
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -164,9 +165,9 @@ class Job:
 
     def _train_balanced(self, first: int, index: int) -> None:
         """The step after the fault, which nothing may disturb."""
-        self._ask("connected")
+        self._ask("connected", names=(*RANKS, "controller"))
         (trouble,) = self._ask("announce", first + index, index, names=("controller",))
-        assert trouble == ""
+        assert not trouble, trouble
         self._ask("wait_planned", first + index, names=("controller",))
         self._ask("has_plans", first + index)
         before = self._run.degraded
@@ -241,7 +242,7 @@ class Job:
     # Processes
 
     def _start(self, name: str, *arguments: Any, crash_at: CrashPoint | None = None) -> None:
-        function = rank_main if name in RANKS else controller_main
+        function: Callable[..., None] = rank_main if name in RANKS else controller_main
         if name in DAEMONS:
             function = daemon_main
         log = self._folder / f"{name}.log"
@@ -251,8 +252,13 @@ class Job:
 
     def _start_daemon(self, name: str, crash_at: CrashPoint | None = None) -> None:
         here = f"127.0.0.1:{self._port}"
-        links = {"also_listen": here} if name == "leader" else {"join": here}
-        config = RuntimeConfig(self._socket(name), drain_seconds=1.0, max_steps=8, **links)
+        config = RuntimeConfig(
+            self._socket(name),
+            max_steps=8,
+            drain_seconds=1.0,
+            also_listen=here if name == "leader" else None,
+            join=here if name == "follower" else None,
+        )
         self._start(name, config, crash_at=crash_at)
 
     def _start_controller(self) -> None:

@@ -27,7 +27,7 @@ from tests.training.workers import forward, forward_backward, make_layer
 
 GROUP = "ep0"
 PLAN_WAIT_SECONDS = 0.2
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 5.0
 LEARNING_RATE = 0.003  # of tests.training.dense
 
 
@@ -153,7 +153,14 @@ class Controller:
 
     def __init__(self, case: Case, address: str) -> None:
         self._case = case
+        self._address = address
         self._client = ControllerClient(address, timeout_seconds=5.0)
+
+    def connected(self) -> None:
+        """Return when the leader answers."""
+        with ControllerClient(self._address, retry_seconds=30.0) as patient:
+            patient.status()
+        self._client.close()  # the next call finds it at once
 
     def announce(self, step: int, index: int, pause_seconds: float = 0.0) -> str:
         """Foresight and both stages' schedules of an RL step; empty, or what went wrong."""
