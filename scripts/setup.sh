@@ -63,4 +63,8 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     -c .venv/constraints.txt -e '.[megatron,transformers,report,test,dev]' ||
     fail "pip could not install the packages; its message is above (is the network or index reachable?)"
+# What the tests import of torchtitan, and no more: all it asks for is 100 MB of packages.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+    -c .venv/constraints.txt torchtitan spmd_types tyro docstring-parser ||
+    fail "pip could not install torchtitan for the tests; its message is above"
 echo "$want" >"$stamp"

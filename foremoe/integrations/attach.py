@@ -30,6 +30,10 @@ def attach(
         from foremoe.integrations import megatron
 
         return megatron.attach(model, options, optimizers)
+    if any(_is_a(module, "torchtitan.models.common.moe", "MoE") for module in model.modules()):
+        from foremoe.integrations import torchtitan
+
+        return torchtitan.attach(model, options, optimizers)
     raise InvalidInputError(
         f"foremoe: no adapter knows a {type(model).__name__}; for a model of your own see "
         "foremoe/training/layer.py"
