@@ -1,6 +1,7 @@
 """What a daemon is told when it starts."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from foremoe.errors import InvalidInputError
 from foremoe.planner.policies import HOME_POLICIES
@@ -28,6 +29,7 @@ class RuntimeConfig:
     event_loop: one of EVENT_LOOPS; auto takes uvloop where it is installed.
     metrics_port: HTTP port of /metrics and /healthz at metrics_host, 0 for any free one; None for
     no port at all.
+    timeline: a folder for what was planned when, written as the daemon stops; None for no record.
 
     Raises InvalidInputError when a value is out of range.
     """
@@ -46,6 +48,7 @@ class RuntimeConfig:
     join: str | None = None
     credentials: Credentials = NO_CREDENTIALS
     allowed_names: tuple[str, ...] = ()
+    timeline: Path | None = None
 
     def __post_init__(self) -> None:
         for field in ("memory_limit_bytes", "max_steps", "planning_workers"):

@@ -1,6 +1,7 @@
 """A daemon that plans: alone, or as the leader of followers that bring it their nodes' ranks."""
 
 import asyncio
+import os
 
 import grpc
 
@@ -21,16 +22,19 @@ from foremoe.runtime.services import (
     Signal,
     StatusService,
 )
+from foremoe.timeline.recorder import CAPACITY, SpanRecorder
 
 
 class Leader:
     """The services, and the coordinator behind them, on the running event loop."""
 
     def __init__(self, config: RuntimeConfig) -> None:
+        self._spans = _recorder(config)
         self._pool = PlanningPool(
             policies.POLICIES[config.policy],
             config.planning_workers,
             asyncio.get_running_loop().call_soon_threadsafe,
+            self._spans,
         )
         published = Signal()
         self._coordinator = Coordinator(config, self._start_planning, published.notify)
@@ -63,6 +67,14 @@ class Leader:
         for step in list(self._coordinator.steps):
             self._coordinator.release_step(step)
         self._pool.close()
+        self._spans.save()
 
     def _start_planning(self, job: PlanningJob) -> None:
         self._pool.start(job, self._coordinator)
+
+
+def _recorder(config: RuntimeConfig) -> SpanRecorder:
+    if config.timeline is None:
+        return SpanRecorder()
+    path = config.timeline / f"daemon-{os.getpid()}.json"
+    return SpanRecorder(CAPACITY, path, process="daemon")

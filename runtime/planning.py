@@ -22,6 +22,8 @@ from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
 from foremoe.runtime.step import Step
 from foremoe.runtime.step_homes import StepHomes
+from foremoe.timeline.recorder import SpanRecorder
+from foremoe.timeline.span import StageOfRun
 
 Histogram = NDArray[np.uint32]
 Result = TypeVar("Result")
@@ -119,9 +121,10 @@ def stage_problem(job: PlanningJob) -> StageProblem:
 class PlanningRun:
     """One job being planned: iterate for the plans, then ask for the summary."""
 
-    def __init__(self, job: PlanningJob, policy: Policy) -> None:
+    def __init__(self, job: PlanningJob, policy: Policy, spans: SpanRecorder | None = None) -> None:
         self._job = job
         self._policy = policy
+        self._spans = spans or SpanRecorder()
         self._plans: list[Plan] = []
         self._seconds = 0.0
 
@@ -129,7 +132,9 @@ class PlanningRun:
         """Each plan as soon as it is made; ends early when the step is released."""
         job = self._job
         layer_ids = np.array(job.group.layers, np.int32)
-        begin = time.perf_counter()
+        record = job.record
+        of = StageOfRun(record.ep_group, record.step, str(record.stage))
+        begin, started_ns = time.perf_counter(), time.monotonic_ns()
         for index, plan in enumerate(self._policy(stage_problem(job))):
             if job.record.cancelled.is_set():
                 return
@@ -138,9 +143,11 @@ class PlanningRun:
             )
             self._plans.append(plan)
             self._seconds = time.perf_counter() - begin
+            self._spans.add_plan(of, index, started_ns)
             yield PlannedMicroStep(
                 index, plan.home, plan.replica_expert, plan.replica_tokens, digest
             )
+            started_ns = time.monotonic_ns()
 
     def summary(self) -> PlanningSummary:
         """What planning gained; reckoned after the last plan is out, so that no plan waits."""
@@ -163,9 +170,14 @@ class PlanningPool:
     """
 
     def __init__(
-        self, policy: Policy, workers: int, post: Callable[[Callable[[], None]], object]
+        self,
+        policy: Policy,
+        workers: int,
+        post: Callable[[Callable[[], None]], object],
+        spans: SpanRecorder | None = None,
     ) -> None:
         self._policy = policy
+        self._spans = spans
         self._post = post
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="foremoe-planning")
 
@@ -184,7 +196,7 @@ class PlanningPool:
 
     def _plan(self, job: PlanningJob, sink: PlanSink) -> None:
         crash_point(CrashPoint.PLANNING)
-        run = PlanningRun(job, self._policy)
+        run = PlanningRun(job, self._policy, self._spans)
         for plan in run:
             self._post(partial(sink.publish, job.record, plan))
         self._post(partial(sink.finish_planning, job.record, run.summary()))

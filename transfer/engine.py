@@ -141,6 +141,11 @@ class TransferEngine:
             _log.info("replicas are %s", budget.reason)
 
     @property
+    def spans(self) -> SpanRecorder:
+        """Where this rank's spans are recorded."""
+        return self._statistics.spans
+
+    @property
     def resident(self) -> bool:
         """Whether every layer has slots of its own."""
         return self.frames == len(self.layers)

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -23,6 +24,7 @@ from foremoe.rpc.registration import RankRegistration, encode_registration
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.v1.rank_pb2 import StreamPlansRequest, StreamPlansResponse
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
+from foremoe.timeline.recorder import SpanRecorder
 from foremoe.vocabulary import Stage
 
 __all__ = ["MicroStepReport", "RankClient", "RankPlan", "RankRegistration"]
@@ -41,7 +43,7 @@ class RankClient:
     All of it happens on background threads that are started, and open their channels, in
     ``start()``: construct the client at any time, start it after the last fork. Training never
     depends on the daemon: without one, ``wait`` answers None and reports are dropped.
-    credentials: None takes those that the environment names, if any.
+    credentials: None takes those that the environment names, if any. spans: takes waits for plans.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class RankClient:
         address: str,
         registration: RankRegistration,
         credentials: Credentials | None = None,
+        spans: SpanRecorder | None = None,
     ) -> None:
+        self._spans = spans or SpanRecorder()
         self._address = parse_address(address)
         self._credentials = credentials
         self._registration = registration
@@ -101,7 +105,10 @@ class RankClient:
         None at the deadline, and at once when no daemon is connected. A stage that timed out is
         not waited for again until one of its plans arrives.
         """
-        return self._inbox.wait(step, stage, micro_step, timeout_seconds)
+        began = time.monotonic()
+        plan = self._inbox.wait(step, stage, micro_step, timeout_seconds)
+        self._spans.waited("plans", time.monotonic() - began)
+        return plan
 
     def forget_before(self, step: int) -> None:
         """Free the plans of all steps below ``step``."""

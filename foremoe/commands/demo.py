@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ _HELP = {
     "spare_slots": "replicas a rank can hold per layer",
     "kill_daemon_at_step": "kill -9 the daemon during the rollout of this step and start another",
     "json": "write every step's figures to this file",
+    "timeline": "write what ran when to this file, a Chrome trace for Perfetto and foremoe report",
 }
+
+_FILES = ("json", "timeline", "html")
 
 EXAMPLE = "foremoe demo --ranks 2 --steps 4 --json demo.json"
 
@@ -33,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         value = getattr(defaults, field.name)
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
-            type=Path if field.name == "json" else int if value is None else type(value),
+            type=Path if field.name in _FILES else int if value is None else type(value),
             default=value,
             choices=("float32", "float64") if field.name == "dtype" else None,
             help=_HELP[field.name] + (f" (default {value})" if value is not None else ""),
@@ -47,12 +51,16 @@ def run(options: argparse.Namespace) -> int:
 
     if options.html is not None:
         require_report()
-    for name in ("json", "html"):
+    for name in _FILES:
         _check_writable(name, getattr(options, name))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end daemon and ranks too
-    report = run_demo(DemoOptions(**{name: getattr(options, name) for name in _HELP}))
-    if options.html is not None:
-        _write_html(options.html, report)
+    chosen = {name: getattr(options, name) for name in _HELP}
+    with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as folder:
+        if options.html is not None and options.timeline is None:
+            chosen["timeline"] = Path(folder) / "timeline.json"
+        report = run_demo(DemoOptions(**chosen))
+        if options.html is not None:
+            _write_html(options.html, report, chosen["timeline"])
     return 0
 
 
@@ -66,9 +74,11 @@ def _check_writable(name: str, path: Path | None) -> None:
         raise InvalidInputError(f"--{name}: cannot write {path}: {error.strerror}") from None
 
 
-def _write_html(path: Path, report: dict[str, Any]) -> None:
+def _write_html(path: Path, report: dict[str, Any], timeline: Path) -> None:
     from foremoe.report.demo_chapter import demo_chapter
     from foremoe.report.page import write_report
+    from foremoe.report.sources import chapters_of
 
-    write_report(path, None, lambda: [demo_chapter(Path("foremoe demo"), report)])
+    source = Path("foremoe demo")
+    write_report(path, None, lambda: [demo_chapter(source, report), *chapters_of(timeline)])
     print(f"report: {path}")

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.planner.policies import HOME_POLICIES
@@ -111,6 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="info",
         help="info has one line a step, debug more (default %(default)s)",
     )
+    parser.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FOLDER",
+        help="write there, when the daemon stops, what it planned when, for foremoe report",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -130,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
         join=options.join,
         credentials=credentials_of(options),
         allowed_names=tuple(options.tls_allow),
+        timeline=options.timeline,
     )
     set_up_logging(options.log_format, options.log_level)
     serve(config)

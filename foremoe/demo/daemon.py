@@ -16,8 +16,10 @@ START_SECONDS = 240.0
 class Daemon:
     """``foremoe serve`` on a private socket, as its own process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, timeline: Path | None = None) -> None:
+        """timeline: a folder for what it planned when; None for no record."""
         self._folder = folder
+        self._options = [] if timeline is None else ["--timeline", str(timeline)]
         self._log = folder / "daemon.log"
         self.address = f"unix:{folder / 'runtime' / 'foremoe.sock'}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -27,7 +29,7 @@ class Daemon:
         socket = self.address.removeprefix("unix:")
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "foremoe", "serve", "--socket", socket],
+                [sys.executable, "-m", "foremoe", "serve", "--socket", socket, *self._options],
                 stdout=log,
                 stderr=log,
             )

@@ -6,6 +6,8 @@ from typing import Any
 
 from foremoe.errors import InvalidInputError
 
+TIMELINE = "timeline"  # folder in which each process leaves its part
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoOptions:
@@ -13,6 +15,7 @@ class DemoOptions:
 
     router_skew: how much larger the initial router weights of the first rank's experts are; 1 is
     an even start. Real models get skewed by their data; this one is too small for that.
+    timeline: file for what ran when, on all ranks and in the daemon, as a Chrome trace.
     """
 
     ranks: int = 2
@@ -39,6 +42,7 @@ class DemoOptions:
     plan_wait_seconds: float = 1.0
     kill_daemon_at_step: int | None = None
     json: Path | None = None
+    timeline: Path | None = None
 
     def __post_init__(self) -> None:
         if self.ranks < 2 or self.experts % self.ranks:

@@ -19,7 +19,7 @@ from foremoe.demo import grpo, task
 from foremoe.demo.comparison import compare
 from foremoe.demo.foresight_sender import ForesightSender
 from foremoe.demo.model import load_model, write_model
-from foremoe.demo.options import DemoOptions
+from foremoe.demo.options import TIMELINE, DemoOptions
 from foremoe.demo.rollout import roll_out
 from foremoe.demo.schedule import Schedule, message, recompute_schedule, update_schedule
 from foremoe.demo.sequence import Sequence
@@ -72,6 +72,7 @@ def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer
             ep_group=EP_GROUP,
             spare_slots=options.spare_slots,
             plan_wait_seconds=options.plan_wait_seconds,
+            timeline=None if options.timeline is None else folder / TIMELINE,
         ),
     )
     return Trainer(options, rank, model, attached.session, attached.replay)

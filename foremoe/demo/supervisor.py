@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from foremoe.demo.daemon import Daemon
-from foremoe.demo.options import DemoOptions
+from foremoe.demo.options import TIMELINE, DemoOptions
 from foremoe.demo.report import describe, summarise
 from foremoe.errors import DemoError, ForemoeError
+from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 
 SILENCE_SECONDS = 300.0
 END_SECONDS = 30.0
@@ -28,8 +29,14 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as name:
         folder = Path(name)
-        with Daemon(folder) as daemon:
+        recorded = None if options.timeline is None else folder / TIMELINE
+        with Daemon(folder, recorded) as daemon:
             steps = _train(options, folder, daemon, console)
+        if options.timeline is not None and recorded is not None:
+            write_trace(
+                options.timeline, merged(recorded_traces(sorted(recorded.iterdir())).values())
+            )
+            console.print(f"timeline: {options.timeline}, for https://ui.perfetto.dev")
     report = summarise(options, steps)
     console.print(describe(report))
     if options.json is not None:

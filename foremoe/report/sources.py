@@ -1,7 +1,7 @@
 """From what a user names, a file or a folder, to chapters."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from foremoe.report.plans_chapter import Hardware, plans_chapter
 from foremoe.report.plans_run import PlansRun
 from foremoe.report.policies_chapter import policies_chapter
 from foremoe.report.timeline_chapter import timeline_chapter
-from foremoe.timeline.chrome_trace import Trace, merged, read_trace
+from foremoe.timeline.chrome_trace import merged, read_trace, recorded_traces
 
 SUFFIXES = (".json", ".npz")
 
 
-def chapters_of(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapter]:
+def chapters_of(path: Path, nodes: int = 1, hardware: Hardware | None = None) -> list[Chapter]:
     """One chapter a file, in the order of their names. Raises InvalidInputError.
 
     nodes: that the ranks of plans are on. hardware: what plans would run on.
@@ -33,18 +33,6 @@ def chapters_of(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapt
     recorded = recorded_traces(files)
     chapters = [_chapter(file, nodes, hardware) for file in files if file not in recorded]
     return chapters + ([timeline_chapter(path, merged(recorded.values()))] if recorded else [])
-
-
-def recorded_traces(files: Sequence[Path]) -> dict[Path, Trace]:
-    """Those of the files that a process of a run has written; InvalidInputError."""
-    found: dict[Path, Trace] = {}
-    for file in files:
-        content = _json(file) if file.suffix == ".json" else None
-        if isinstance(content, dict) and "traceEvents" in content:
-            trace = read_trace(file, content)
-            if trace.clock is not None:
-                found[file] = trace
-    return found
 
 
 def _chapter(path: Path, nodes: int, hardware: Hardware | None) -> Chapter:

@@ -10,14 +10,13 @@ from foremoe.errors import InvalidInputError
 from foremoe.report.chart import Chapter, Chart
 from foremoe.report.planning_chart import planning_chart
 from foremoe.report.timeline_chart import (
-    COMPUTE,
     PLANNING,
     is_compute,
     micro_step_windows,
     timeline_chart,
 )
 from foremoe.timeline.chrome_trace import Trace
-from foremoe.timeline.span import SECOND, Span, StageOfRun
+from foremoe.timeline.span import COMPUTE, SECOND, Span, StageOfRun
 
 MARGIN = 0.1  # of a stage's length: planning that began earlier is not drawn with it
 

@@ -11,10 +11,9 @@ from matplotlib.path import Path as Outline
 
 from foremoe.report.chart import Chart, Numbers, new_drawing
 from foremoe.report.style import ACCENT, FAINT, GRID, INK, MUTED, RED, bare
-from foremoe.timeline.span import SECOND, Span
+from foremoe.timeline.span import COMPUTE, SECOND, Span
 
 _TRACK = re.compile(r"(?P<kind>.+?)(?: (?:into )?rank (?P<rank>\d+))?$")
-COMPUTE = ("other", "agreement", "dispatch", "compute", "exposed")  # share one band
 PLANNING = "planning"
 WAITED_FOR = ("copies", "gradients", "plans")  # names of exposed spans; other names are copies
 COLOURS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from foremoe.errors import InvalidInputError
-from foremoe.timeline.span import Span, StageOfRun
+from foremoe.timeline.span import COMPUTE, Span, StageOfRun
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _OF = StageOfRun._fields
@@ -65,6 +65,19 @@ def write_trace(path: Path, trace: Trace) -> None:
         raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
+def recorded_traces(files: Iterable[Path]) -> dict[Path, Trace]:
+    """Those of the files that a process of a run has written; InvalidInputError."""
+    found = {}
+    for path in files:
+        try:
+            content = json.loads(path.read_bytes()) if path.suffix == ".json" else None
+        except (OSError, ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{path}: cannot be read as JSON ({error})") from error
+        if isinstance(content, dict) and "traceEvents" in content and "otherData" in content:
+            found[path] = read_trace(path, content)
+    return found
+
+
 def read_trace(path: Path, content: Any) -> Trace:
     """From a file's JSON; InvalidInputError. Events without a micro-step are another tool's."""
     try:
@@ -110,13 +123,14 @@ def merged(traces: Iterable[Trace]) -> Trace:
 
 
 def _apart(spans: Sequence[Span]) -> Iterable[tuple[str, Span]]:
-    """Each span with its track; a track that is busy gets another one beside it."""
+    """Each span with its stream's track; one that is busy gets another one beside it."""
     ends: dict[str, list[int]] = {}
     for span in sorted(spans, key=lambda span: span.start_ns):
-        lanes = ends.setdefault(span.track, [])
+        stream = "compute" if span.track in COMPUTE else span.track
+        lanes = ends.setdefault(stream, [])
         lane = next((n for n, end in enumerate(lanes) if end <= span.start_ns), len(lanes))
         lanes[lane : lane + 1] = [span.end_ns]
-        yield (f"{span.track} ({lane + 1})" if lane else span.track), span
+        yield (f"{stream} ({lane + 1})" if lane else stream), span
 
 
 def _moved(span: Span, by_ns: int) -> Span:
@@ -129,9 +143,10 @@ def _named(kind: str, name: str, process: int, track: int) -> dict[str, Any]:
 
 def _event(span: Span, process: int, track: int) -> dict[str, Any]:
     where = {"micro_step": span.micro_step, "layer": span.layer}
+    does = f"{span.track} " if span.track in COMPUTE and span.track != span.name else ""
     return {
         "ph": "X",
-        "name": span.name if span.layer < 0 else f"{span.name}, layer {span.layer}",
+        "name": does + span.name + (f", layer {span.layer}" if span.layer >= 0 else ""),
         "cat": span.track,
         "pid": process,
         "tid": track,
@@ -152,10 +167,10 @@ def _span(event: dict[str, Any]) -> Span:
     if "ep_group" in where:
         ep_group, step, stage, balanced = (where[key] for key in _OF)
         of = StageOfRun(str(ep_group), int(step), str(stage), bool(balanced))
-    layer = int(where["layer"])
+    layer, track = int(where["layer"]), str(event["cat"])
     return Span(
-        track=str(event["cat"]),
-        name=str(event["name"]).removesuffix(f", layer {layer}"),
+        track=track,
+        name=str(event["name"]).removesuffix(f", layer {layer}").removeprefix(f"{track} "),
         start_ns=start,
         end_ns=start + length,
         micro_step=int(where["micro_step"]),

@@ -5,16 +5,23 @@ up the micro-step: ``during`` a block it does what the block is for, ``waited`` 
 nothing until now, and the rest is ``other`` work. Worker threads ``add`` what their streams did.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
+from foremoe.errors import InvalidInputError
+from foremoe.timeline.chrome_trace import Clock, Trace, write_trace
 from foremoe.timeline.span import NO_LAYER, Span, StageOfRun
 
 CAPACITY = 1 << 16  # spans; about 20 MB
+LEAST_WAIT_SECONDS = 20e-6  # less is the call itself
 _OFF: AbstractContextManager[None] = nullcontext()
+
+log = logging.getLogger(__name__)
 
 
 class Activity(NamedTuple):
@@ -25,26 +32,37 @@ class Activity(NamedTuple):
     layer: int = NO_LAYER
 
 
-OTHER = Activity("other", "other work")
+OTHER = Activity("other", "work")
+AGREEMENT = Activity("agreement", "agreement")
 
 
 class SpanRecorder:
     """``capacity`` 0 records nothing and costs next to nothing; else the newest spans are kept.
 
-    One thread at a time drives the compute stream; ``add`` may be called by any.
+    path: where ``save`` writes them, for a process with this name of the EP group. One thread at a
+    time drives the compute stream; ``add`` may be called by any.
     """
 
-    def __init__(self, capacity: int = 0) -> None:
+    def __init__(
+        self, capacity: int = 0, path: Path | None = None, ep_group: str = "", process: str = ""
+    ) -> None:
         self.spans: deque[Span] = deque(maxlen=capacity)
-        self._on = capacity > 0
+        self.on = capacity > 0
+        self._path = path
+        self._ep_group = ep_group
+        self._process = process
         self._micro_step = -1
         self._of: StageOfRun | None = None
         self._activity: Activity | None = None
         self._since_ns = 0
 
-    def micro_step(self, of: StageOfRun, index: int) -> AbstractContextManager[None]:
+    def micro_step(
+        self, step: int, stage: str, balanced: bool, index: int
+    ) -> AbstractContextManager[None]:
         """Inside, the compute stream is recorded; outside of it nothing is."""
-        return self._within(of, index) if self._on else _OFF
+        if not self.on:
+            return _OFF
+        return self._within(StageOfRun(self._ep_group, step, str(stage), balanced), index)
 
     def during(
         self, activity: Activity, then: Activity | None = None
@@ -55,7 +73,7 @@ class SpanRecorder:
     def waited(self, name: str, seconds: float, layer: int = NO_LAYER) -> None:
         """The compute stream has been waiting for ``name`` for so long, until now: exposed time."""
         before = self._activity
-        if before is None:
+        if before is None or seconds < LEAST_WAIT_SECONDS:
             return
         now = time.monotonic_ns()
         began = max(self._since_ns, now - round(1e9 * seconds))
@@ -66,8 +84,24 @@ class SpanRecorder:
         self, track: str, name: str, start_ns: int, layer: int = NO_LAYER, nbytes: int = 0
     ) -> None:
         """Another stream has done something since ``start_ns`` (``time.monotonic_ns``)."""
-        if self._on:
+        if self.on:
             self._append(Activity(track, name, layer), start_ns, time.monotonic_ns(), nbytes)
+
+    def add_plan(self, of: StageOfRun, micro_step: int, start_ns: int) -> None:
+        """The plan of a micro-step has been made since ``start_ns``."""
+        if self.on:
+            name, now = f"plan of micro-step {micro_step}", time.monotonic_ns()
+            self.spans.append(Span("planning", name, start_ns, now, micro_step, NO_LAYER, of=of))
+
+    def save(self) -> None:
+        """Write what is recorded as a Chrome trace; a folder that is not there costs a warning."""
+        if self._path is None:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_trace(self._path, Trace({self._process: list(self.spans)}, Clock.here()))
+        except (InvalidInputError, OSError) as error:
+            log.warning("no timeline of %s: %s", self._process, error)
 
     @contextmanager
     def _within(self, of: StageOfRun, index: int) -> Iterator[None]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 SECOND = 1e9  # nanoseconds
+COMPUTE = ("other", "agreement", "dispatch", "compute", "exposed")  # tracks of one stream
 NO_LAYER = -1  # what is of no one layer
 
 

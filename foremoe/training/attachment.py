@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from foremoe.client.rank import RankClient, RankRegistration
 from foremoe.errors import ConflictError, ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
+from foremoe.timeline.recorder import CAPACITY, SpanRecorder
 from foremoe.training.expert_state import check_optimizers
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.home_mover import HomeMover
@@ -47,6 +49,8 @@ class AttachOptions:
     ranks ever drift apart between two collectives. verify_copies: compare checksums before every
     use of a replica; slow, for finding faults.
     move_staging_bytes: most memory taken while homes move.
+    timeline: a folder, the same on all ranks; when the session closes, this rank writes there what
+    ran when, the newest spans of it, for ``foremoe report``. None records nothing.
     """
 
     address: str | None
@@ -60,6 +64,7 @@ class AttachOptions:
     wait_seconds: float = 300.0
     verify_copies: bool = False
     move_staging_bytes: int = STAGING_BYTES
+    timeline: Path | None = None
 
 
 def open_session(
@@ -88,7 +93,8 @@ def open_session(
             check_optimizers(one.layer, one.parameters, optimizers)
     layout, in_order = _layout(homes, group, options, moves_homes=bool(optimizers))
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
-    client = _client(layout, control_group, options, moves_homes=bool(optimizers))
+    spans = _recorder(layout, options)
+    client = _client(layout, control_group, options, spans, moves_homes=bool(optimizers))
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
     by_layer = {home.layer: home for home in homes}
     engine = TransferEngine(
@@ -107,6 +113,7 @@ def open_session(
         wait_seconds=options.wait_seconds,
         home=layout.home,
         checksums=options.verify_copies,
+        spans=spans,
     )
     mover = None
     if optimizers:
@@ -182,8 +189,20 @@ def _gloo_like(group: dist.ProcessGroup) -> dist.ProcessGroup:
     return created
 
 
+def _recorder(layout: GroupLayout, options: AttachOptions) -> SpanRecorder:
+    if options.timeline is None:
+        return SpanRecorder()
+    named = re.sub(r"[^\w.-]", "_", options.ep_group)
+    path = options.timeline / f"{named}-rank-{layout.rank}.json"
+    return SpanRecorder(CAPACITY, path, options.ep_group, f"rank {layout.rank}")
+
+
 def _client(
-    layout: GroupLayout, group: dist.ProcessGroup, options: AttachOptions, moves_homes: bool
+    layout: GroupLayout,
+    group: dist.ProcessGroup,
+    options: AttachOptions,
+    spans: SpanRecorder,
+    moves_homes: bool,
 ) -> RankClient | None:
     """Register; a rank that is refused takes the others along, or they would wait for it."""
     if options.address is None:
@@ -201,6 +220,7 @@ def _client(
             moves_homes=moves_homes,
             home=layout.home,
         ),
+        spans=spans,
     )
     refusal = ""
     try:

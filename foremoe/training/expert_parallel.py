@@ -7,19 +7,23 @@ also be zero.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from foremoe.training.exchange import exchange_counts, exchange_rows
+from foremoe.timeline.recorder import OTHER, Activity, SpanRecorder
+from foremoe.training.exchange import Around, exchange_counts, exchange_rows
 from foremoe.training.expert_function import ExpertFunction, GatedMlp
 from foremoe.training.split_table import Slots, SplitTable
 from foremoe.transfer.replica import Replica
 
 _GATED_MLP = GatedMlp()
+_NO_SPANS = SpanRecorder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class LayerWork:
     acquire: waits until the spare slots hold what the plan promised; slot index -> replica.
     computed: told how many pairs this rank received.
     forward_done, backward_done: called when the layer's weights are no longer needed there.
+    layer, spans: where its parts are recorded.
     """
 
     slots: Slots
@@ -37,6 +42,14 @@ class LayerWork:
     computed: Callable[[int], None]
     forward_done: Callable[[], None]
     backward_done: Callable[[], None]
+    layer: int = -1
+    spans: SpanRecorder = _NO_SPANS
+
+    def during(
+        self, track: str, name: str, then: Activity | None = None
+    ) -> AbstractContextManager[None]:
+        """Record what the compute stream does inside, and what it does then."""
+        return self.spans.during(Activity(track, name, self.layer), then)
 
     @classmethod
     def at_home(cls, slots: Slots, table: SplitTable) -> "LayerWork":
@@ -61,10 +74,18 @@ def run_experts(
     """
     hidden = when_backward_ends(hidden, work.backward_done)
     pair, code = work.table.destinations(expert_ids.reshape(-1))
-    received = dispatch(hidden, pair // expert_ids.shape[-1], code, work.slots, group)
+    # Backward meets the parts the other way round, and computes between the two exchanges.
+    after_dispatch = partial(work.during, "dispatch", "backward", OTHER)
+    backward = Activity("compute", "backward", work.layer)
+    after_combine = partial(work.during, "dispatch", "backward", backward)
+    with work.during("dispatch", "forward"):
+        token = pair // expert_ids.shape[-1]
+        received = dispatch(hidden, token, code, work.slots, group, after_dispatch)
     work.computed(len(received.rows))
-    output = _compute(received, home, work, expert)
-    output = exchange_rows(output, received.receive, received.send, group)
+    with work.during("compute", "forward"):
+        output = _compute(received, home, work, expert)
+    with work.during("dispatch", "combine"):
+        output = exchange_rows(output, received.receive, received.send, group, after_combine)
     pair_output = hidden.new_zeros(expert_ids.numel(), hidden.shape[-1])
     pair_output = pair_output.index_copy(0, pair, output)
     work.forward_done()
@@ -96,7 +117,12 @@ class Received:
 
 
 def dispatch(
-    hidden: Tensor, token: Tensor, code: Tensor, slots: Slots, group: dist.ProcessGroup
+    hidden: Tensor,
+    token: Tensor,
+    code: Tensor,
+    slots: Slots,
+    group: dist.ProcessGroup,
+    around_backward: Around,
 ) -> Received:
     """Send ``hidden[token]`` to the slots ``code``, sorted ascending (both ``[pairs]``)."""
     counts = torch.bincount(code, minlength=slots.ranks * slots.per_rank)
@@ -104,7 +130,7 @@ def dispatch(
     per_slot = exchange_counts(counts, group)
     send: list[int] = counts.sum(dim=1).tolist()
     receive: list[int] = per_slot.sum(dim=1).tolist()
-    rows = exchange_rows(hidden.index_select(0, token), send, receive, group)
+    rows = exchange_rows(hidden.index_select(0, token), send, receive, group, around_backward)
     return Received(rows, per_slot, send, receive)
 
 

@@ -29,6 +29,7 @@ from foremoe.errors import (
     NotReadyError,
     TransferError,
 )
+from foremoe.timeline.recorder import AGREEMENT
 from foremoe.training.clock import MicroStepClock, Point
 from foremoe.training.expert_parallel import LayerWork
 from foremoe.training.home_experts import HomeExperts
@@ -84,6 +85,7 @@ class RankSession:
         self._plan_wait_seconds = plan_wait_seconds
         self._mover = mover
         self._clock = MicroStepClock(len(layout.layers))
+        self._spans = engine.spans
         self._lay_out(layout)
         self._stage: StageRun | None = None
         self._run: MicroStepRun | None = None
@@ -125,8 +127,14 @@ class RankSession:
         """Run one micro-step: forward, and in the update stage backward too, inside the block."""
         if self._stage is None or self._run is not None:
             raise InvalidInputError("micro_step belongs inside one stage(...) block, one at a time")
+        now = self._stage
+        with self._spans.micro_step(now.step, now.stage, now.balanced, index):
+            yield from self._micro_step(now, index)
+
+    def _micro_step(self, stage: StageRun, index: int) -> Iterator[MicroStepRecord]:
         began = time.monotonic()
-        run = self._run = self._begin(self._stage, index)
+        with self._spans.during(AGREEMENT):
+            run = self._run = self._begin(stage, index)
         try:
             yield run.record
             run.finish()
@@ -136,11 +144,14 @@ class RankSession:
             raise
         finally:
             self._run = None
-        self._stage.records.append(run.record)
+        stage.records.append(run.record)
 
     def layer_work(self, layer: int) -> LayerWork:
         """What ``run_experts`` needs for one layer, now; also outside of any micro-step."""
-        position = self.layout.position(layer)
+        work = self._work(self.layout.position(layer))
+        return replace(work, layer=layer, spans=self._spans) if self._spans.on else work
+
+    def _work(self, position: int) -> LayerWork:
         planned = None if self._run is None else self._run.work(position)
         return planned or LayerWork.at_home(self.layout.slots, self._tables[position])
 
@@ -214,6 +225,7 @@ class RankSession:
         if self._client is not None:
             self._client.close()
         self._engine.close()
+        self._spans.save()
 
     def _lay_out(self, layout: GroupLayout) -> None:
         self.layout = layout

@@ -1,12 +1,15 @@
 """The main job in small, as a user runs it: real daemon, real ranks, and a kill -9."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.supervisor import run_demo
+from foremoe.timeline.chrome_trace import read_trace
+from foremoe.timeline.span import COMPUTE, Span
 
 SMALL: dict[str, Any] = {
     "dtype": "float64",
@@ -22,10 +25,11 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    path = tmp_path_factory.mktemp("demo") / "report.json"
-    run_demo(DemoOptions(**SMALL, json=path))
+    folder = tmp_path_factory.mktemp("demo")
+    path, timeline = folder / "report.json", folder / "timeline.json"
+    run_demo(DemoOptions(**SMALL, json=path, timeline=timeline))
     report: dict[str, Any] = json.loads(path.read_text())
-    return report
+    return {**report, "timeline": timeline}
 
 
 def test_each_step_is_balanced_and_gives_the_same_numbers(undisturbed: dict[str, Any]) -> None:
@@ -38,6 +42,41 @@ def test_each_step_is_balanced_and_gives_the_same_numbers(undisturbed: dict[str,
         assert stage["imbalance_before"] > 1.15 > 1.1 > stage["imbalance_after"]
         assert stage["host_bytes"] + stage["peer_bytes"] > 0
     assert undisturbed["stages"]["update"]["gradient_bytes"] > 0
+
+
+def test_the_timeline_tells_what_the_report_tells(undisturbed: dict[str, Any]) -> None:
+    trace = read_trace(undisturbed["timeline"], json.loads(undisturbed["timeline"].read_text()))
+    assert list(trace.processes) == ["daemon", "rank 0", "rank 1"]
+    ranks = [trace.processes["rank 0"], trace.processes["rank 1"]]
+    spans = [span for rank in ranks for span in rank]
+    for stage, figures in undisturbed["stages"].items():
+        own = [s for s in spans if s.of and s.of.stage == stage and s.of.balanced]
+        for track in ("host", "peer", "gradient"):
+            moved = sum(s.nbytes for s in own if s.track.startswith(track))
+            assert moved == figures[f"{track}_bytes"] * SMALL["steps"], (stage, track)
+        waited = sum(s.end_ns - s.start_ns for s in own if s.track == "exposed") / 1e9
+        assert 0 < waited < sum(figures["seconds_balanced"] * SMALL["steps"] for _ in ranks)
+    for rank in ranks:
+        by_micro_step: dict[Any, list[Span]] = {}
+        for span in rank:
+            if span.track in COMPUTE:
+                by_micro_step.setdefault((span.of, span.micro_step), []).append(span)
+        assert len(by_micro_step) == 2 * sum(
+            SMALL["steps"] * figures["micro_steps"] for figures in undisturbed["stages"].values()
+        )
+        for stream in by_micro_step.values():
+            assert all(a.end_ns == b.start_ns for a, b in pairwise(stream))
+            assert {"compute", "dispatch"} <= {span.track for span in stream}
+            forward = [s for s in stream if (s.track, s.name) == ("compute", "forward")]
+            backward = [s for s in stream if (s.track, s.name) == ("compute", "backward")]
+            of = stream[0].of
+            assert of is not None
+            assert {s.layer for s in forward} == set(range(DemoOptions().layers))
+            assert {s.layer for s in backward} == (
+                set(range(DemoOptions().layers)) if of.stage == "update" else set()
+            )
+    planned = {(s.of, s.micro_step) for s in trace.processes["daemon"]}
+    assert planned == {(s.of, s.micro_step) for s in spans if s.of and s.of.balanced}
 
 
 def test_killing_the_daemon_changes_no_loss(undisturbed: dict[str, Any]) -> None:
