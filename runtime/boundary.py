@@ -18,6 +18,9 @@ from foremoe.runtime.access import Access
 
 log = logging.getLogger(__name__)
 
+NO_MEMORY = (
+    "the daemon got no memory for this request; release steps that are done, or give its node more"
+)
 DETAIL_CHARACTERS = 1000  # gRPC sends the text as metadata, which has a small limit
 
 _HANDLERS = {
@@ -90,6 +93,10 @@ class Boundary(grpc.aio.ServerInterceptor):
                 await context.abort(code, str(error)[:DETAIL_CHARACTERS])
             except grpc.aio.AbortError:
                 raise
+            except MemoryError:
+                log.warning("no memory for %s", method)
+                code = grpc.StatusCode.RESOURCE_EXHAUSTED
+                await context.abort(code, NO_MEMORY)
             except Exception:  # a bug must not tell a client what it was
                 fault = uuid.uuid4().hex[:12]
                 log.exception("internal error %s in %s", fault, method)

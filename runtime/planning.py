@@ -1,5 +1,6 @@
 """Planning: from a stage's schedule and foresight to plans, on worker threads."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -180,6 +181,9 @@ class PlanningPool:
         self._spans = spans
         self._post = post
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="foremoe-planning")
+        all_started = threading.Barrier(workers)  # now: later there may be no memory for a thread
+        for started in [self._executor.submit(all_started.wait) for _ in range(workers)]:
+            started.result()
 
     def start(self, job: PlanningJob, sink: PlanSink) -> None:
         """Queue a job; a worker takes it as soon as one is free."""

@@ -7,6 +7,7 @@ longer, is written here. A loop that hands out none is not healthy.
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from http import HTTPStatus
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 SNAPSHOT_SECONDS = 5.0
 SILENCE_SECONDS = 10.0  # of a client that does not finish its request or does not read the answer
 MAX_CONNECTIONS = 16
+ACCEPT_AGAIN_SECONDS = 0.2
 
 AskSnapshot = Callable[[], "Future[Snapshot]"]
 
@@ -62,6 +64,13 @@ class _Server(ThreadingMixIn, TCPServer):
         self.ask = ask
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
         super().__init__((host, port), _Handler)
+
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # no descriptors, say: the connection waits, and would be tried at once
+            time.sleep(ACCEPT_AGAIN_SECONDS)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._free.acquire(blocking=False):
