@@ -18,11 +18,12 @@ def hold_socket(path: Path) -> Iterator[None]:
     """Hold the right to listen at ``path``; the socket file is removed at the end.
 
     Raises ConflictError, naming its pid, when another daemon holds it, InvalidInputError when the
-    directory cannot be made or others can enter it.
+    directory cannot be made or written to, or others can enter it.
     """
     make_private(path.parent)
     lock_path = path.with_name(f"{path.name}.lock")
-    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with _explained(path.parent):
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,8 +32,9 @@ def hold_socket(path: Path) -> Iterator[None]:
             raise ConflictError(
                 f"another daemon (pid {holder}) serves {path}; stop it or choose another --socket"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with _explained(path.parent):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         try:
             yield
         finally:
@@ -46,13 +48,9 @@ def make_private(directory: Path) -> None:
 
     Raises InvalidInputError otherwise.
     """
-    try:
+    with _explained(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
-    except OSError as error:
-        raise InvalidInputError(
-            f"socket directory {directory}: {error.strerror}; choose another --socket"
-        ) from None
     if status.st_uid != os.geteuid():
         raise InvalidInputError(
             f"socket directory {directory} belongs to user {status.st_uid}; "
@@ -63,3 +61,14 @@ def make_private(directory: Path) -> None:
             f"socket directory {directory} is open to other users "
             f"(mode {status.st_mode & 0o777:o}); choose a --socket in a private one (chmod 700)"
         )
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """What the system refuses in ``directory``, say because it is full, as InvalidInputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInputError(
+            f"socket directory {directory}: {error.strerror}; choose another --socket"
+        ) from None
