@@ -13,12 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from megatron.core.transformer.moe.experts import SequentialMLP
-from megatron.core.transformer.moe.moe_layer import MoELayer
-from megatron.core.transformer.moe.token_dispatcher import (
-    MoEAllGatherTokenDispatcher,
-    MoEAlltoAllTokenDispatcher,
-)
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
@@ -26,6 +20,7 @@ from torch.optim import Optimizer
 from foremoe.errors import InvalidInputError
 from foremoe.integrations.attached import Attached
 from foremoe.integrations.megatron_replay import ReplayBehindRouter
+from foremoe.integrations.versions import supported
 from foremoe.routing.replay import RoutingReplay
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.expert_parallel import LayerWork, when_backward_ends
@@ -33,6 +28,14 @@ from foremoe.training.home_experts import HomeExperts
 from foremoe.training.replica import differentiate_replica
 from foremoe.training.session import RankSession
 from foremoe.training.split_table import Slots
+
+with supported("megatron-core", at_least="0.16.1", below="0.17", extra="megatron"):
+    from megatron.core.transformer.moe.experts import SequentialMLP
+    from megatron.core.transformer.moe.moe_layer import MoELayer
+    from megatron.core.transformer.moe.token_dispatcher import (
+        MoEAllGatherTokenDispatcher,
+        MoEAlltoAllTokenDispatcher,
+    )
 
 _REFUSED = {
     "moe_router_fusion": "it skips routing replay",

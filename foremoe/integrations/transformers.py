@@ -21,17 +21,23 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from transformers.distributed.expert_parallel import EPImplementation, EPImplementationInterface
 
 from foremoe.errors import InvalidInputError
 from foremoe.integrations.attached import Attached
 from foremoe.integrations.transformers_experts import kind_of
 from foremoe.integrations.transformers_routers import LAYER, hook_routers
+from foremoe.integrations.versions import supported
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.expert_parallel import LayerWork, run_experts
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.session import RankSession
 from foremoe.training.split_table import Slots, SplitTable, contiguous_home
+
+with supported("transformers", at_least="5.23", below="6", extra="transformers"):
+    from transformers.distributed.expert_parallel import (
+        EPImplementation,
+        EPImplementationInterface,
+    )
 
 NAME = "foremoe"
 

@@ -29,7 +29,7 @@ def supported(package: str, at_least: str, below: str, extra: str) -> Iterator[N
         yield
     except ImportError as error:
         raise InvalidInputError(
-            f"foremoe: {package} {found} cannot be imported ({error}); {cure}"
+            f"foremoe: {package} {found} cannot be imported ({error}); install what it lacks"
         ) from error
 
 
