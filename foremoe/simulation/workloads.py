@@ -74,9 +74,8 @@ def micro_step_load(name: str, shape: Shape, seed: int, micro_step: int) -> NDAr
         return _evenly(shape, tokens)
     load = np.empty((shape.layers, shape.ranks, shape.experts), np.int64)
     for layer in range(shape.layers):
-        share = heat[layer] / heat[layer].sum()
-        for rank in range(shape.ranks):
-            load[layer, rank] = _counts(generator, share, int(tokens[rank]), shape.top_k)
+        share = np.broadcast_to(heat[layer] / heat[layer].sum(), load[layer].shape)
+        load[layer] = _counts(generator, share, tokens, shape.top_k)
     return load
 
 
@@ -100,14 +99,14 @@ def _sequences(
     heat: NDArray[np.float64], shape: Shape, generator: np.random.Generator
 ) -> NDArray[np.int64]:
     """Each sequence with its own taste around the layer's heat."""
-    load = np.zeros((shape.layers, shape.ranks, shape.experts), np.int64)
-    lengths = np.diff(np.arange(shape.sequences + 1) * shape.tokens // shape.sequences).tolist()
+    load = np.empty((shape.layers, shape.ranks, shape.experts), np.int64)
+    lengths = np.diff(np.arange(shape.sequences + 1) * shape.tokens // shape.sequences)
+    tokens = np.tile(lengths, shape.ranks)
     for layer in range(shape.layers):
         concentration = heat[layer] / heat[layer].sum() * SEQUENCE_CONCENTRATION
-        for rank in range(shape.ranks):
-            for tokens in lengths:
-                taste = generator.dirichlet(concentration)
-                load[layer, rank] += _counts(generator, taste, tokens, shape.top_k)
+        taste = generator.dirichlet(concentration, len(tokens))
+        counts = _counts(generator, taste, tokens, shape.top_k)
+        load[layer] = counts.reshape(shape.ranks, shape.sequences, -1).sum(axis=1)
     return load
 
 
@@ -116,22 +115,32 @@ def _generator(name: str, seed: int, micro_step: int) -> np.random.Generator:
 
 
 def _counts(
-    generator: np.random.Generator, share: NDArray[np.float64], tokens: int, top_k: int
+    generator: np.random.Generator,
+    share: NDArray[np.float64],
+    tokens: NDArray[np.int64],
+    top_k: int,
 ) -> NDArray[np.int64]:
-    """One sequence's pairs by expert; those above its tokens go to other experts."""
-    counts = np.zeros(share.size, np.int64)
+    """Sequences' pairs by expert, ``share [S, E]`` and ``tokens [S]`` -> ``[S, E]``.
+
+    Those above a sequence's tokens go to other experts.
+    """
+    counts = np.zeros(share.shape, np.int64)
     left = tokens * top_k
+    limit = tokens[:, None]
     for _ in range(_DRAWS):
-        room = np.where(counts < tokens, share, 0.0)
-        if left == 0 or room.sum() == 0:
+        room = np.where(counts < limit, share, 0.0)
+        total = room.sum(axis=1, keepdims=True)
+        drawn = np.where(total[:, 0] > 0, left, 0)
+        if not drawn.any():
             break
-        counts += generator.multinomial(left, room / room.sum())
-        left = int(np.maximum(counts - tokens, 0).sum())
-        counts = np.minimum(counts, tokens)
-    for expert in np.argsort(-share, kind="stable"):  # what is left fills the hottest with room
-        taken = min(left, tokens - int(counts[expert]))
-        counts[expert] += taken
-        left -= taken
+        counts += generator.multinomial(drawn, room / np.where(total > 0, total, 1.0))
+        left = left - drawn + np.maximum(counts - limit, 0).sum(axis=1)
+        counts = np.minimum(counts, limit)
+    for row in np.flatnonzero(left):  # what is left fills the hottest with room
+        for expert in np.argsort(-share[row], kind="stable"):
+            taken = min(left[row], tokens[row] - counts[row, expert])
+            counts[row, expert] += taken
+            left[row] -= taken
     return counts
 
 
