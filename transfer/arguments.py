@@ -21,7 +21,7 @@ def check_paths(topology: Topology, speed: PathSpeed, training: bool) -> None:
     """Raise InvalidInputError unless every replica has a way in, and its gradient a way home."""
     if training and speed.peer <= 0:
         raise InvalidInputError("replica gradients return by the peer path: give a peer group")
-    if topology.nodes > 1 and speed.peer <= 0:
+    if topology.nodes > 1 and speed.network <= 0:
         raise InvalidInputError("a host cache serves one node only: give a peer group")
     if speed.peer <= 0 and speed.host <= 0:
         raise InvalidInputError("replicas need a path: give a host cache, a peer group or both")

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,6 @@ from foremoe.timeline.recorder import SpanRecorder
 from foremoe.transfer.arguments import check_agreement, check_home_shape, check_paths, check_sizes
 from foremoe.transfer.budget import spend
 from foremoe.transfer.content import Content
-from foremoe.transfer.copies import Path
 from foremoe.transfer.gradients import GradientCopy, GradientInbox, GradientSink, ReturnedGradient
 from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.host_cache import HostExpertCache
@@ -27,11 +27,12 @@ from foremoe.transfer.paths import MicroStepPaths, PathSpeed
 from foremoe.transfer.peer import GlooPeerTransport, HomeWeights
 from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.replica import Replica
+from foremoe.transfer.schedule.links import Link
 from foremoe.transfer.schedule.micro_step import warm_up
-from foremoe.transfer.schedule.timetable import LayerCopies
+from foremoe.transfer.schedule.timetable import ANY_TIME, CopyWindow, LayerCopies
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool
-from foremoe.transfer.speed import feed_back
+from foremoe.transfer.speed import UNMEASURED, feed_back
 from foremoe.transfer.statistics import StatisticsRecorder, TransferStatistics
 
 SLOW_SECONDS = 5.0
@@ -87,7 +88,12 @@ class TransferEngine:
         """
         home = contiguous_homes(len(layers), num_experts, topology.ranks) if home is None else home
         speed = speed or PathSpeed()
-        speed = PathSpeed(speed.host if cache else 0.0, speed.peer if peer_group else 0.0)
+        speed = replace(
+            speed,
+            host=speed.host if cache else 0.0,
+            peer=speed.peer if peer_group else 0.0,
+            network=speed.network if peer_group else 0.0,
+        )
         if spare_slots > 0 and topology.ranks > 1:
             check_paths(topology, speed, training)
         check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
@@ -111,6 +117,7 @@ class TransferEngine:
         self._add_gradients = add_gradients or _nowhere
         self._ledger = Ledger(layers, home, topology.ranks, spare_slots, budget.frames)
         self._returning = [0] * topology.ranks
+        self._dropped = 0  # replicas of the whole group since speeds were last applied
         self._promised: list[LayerCopies] = []  # their copies wait for the end of ``together``
         self._nested = 0
         self._statistics = StatisticsRecorder(len(layers), spans)
@@ -121,7 +128,7 @@ class TransferEngine:
             everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
             agreed = (everyone_knows, budget, speed, home.tobytes(), checksums)
             check_agreement(agreed, peer_group, wait_seconds)
-        self._paths = MicroStepPaths(topology, speed)
+        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
         path_seconds = wait_seconds / 2
         self._host = (
@@ -159,26 +166,42 @@ class TransferEngine:
         layer: int,
         home: NDArray[np.int32],
         wanted: NDArray[np.int32],
-        serving: NDArray[np.bool_] | None = None,
+        pairs: NDArray[np.int64] | NDArray[np.bool_] | None = None,
+        window: CopyWindow = ANY_TIME,
     ) -> None:
         """Start bringing in the layer's replicas for its next use.
 
         home: int32 ``[E]``, the homes the plan was made for. wanted: int32 ``[P, R]``, the expert
-        each rank's slots must hold, -1 for none. serving: bool ``[P, R]``, whether it may get
-        tokens (default: all); one that gets none is kept if it is there, and has no gradients.
-        Every rank calls this with the same arguments, in the same order. Never blocks, unless
-        gradients must leave the slots and ``limit_bytes`` has no room for them on their way.
+        each rank's slots must hold, -1 for none. pairs: ``[P, R]``, about how many pairs it serves
+        (default: all alike); one that serves none is kept if it is there, and has no gradients.
+        window: when its copies may run; those that cannot, by the speeds the engine knows, are
+        dropped with their replicas (see ``placement``). Every rank calls this with the same
+        arguments, in the same order. Never blocks, unless gradients must leave the slots and
+        ``limit_bytes`` has no room for them on their way.
 
         Raises InvalidInputError or NotReadyError, with nothing changed.
         """
+        serving = None if pairs is None else pairs > 0
         promise, evicted = self._ledger.open(layer, home, wanted, serving)
         self._send_home(evicted)
         filled = promise.filled_slots_of(self.rank)
         for slot in filled:
             self._pool.expect(slot)
         self._statistics.add_kept(len(promise.slots_of(self.rank)) - len(filled))
+        value = None
+        if pairs is not None:
+            value = [int(pairs[f.rank, wanted[f.rank] == f.expert][0]) for f in promise.fills]
+        copies = LayerCopies(
+            layer,
+            tuple(promise.fills),
+            home,
+            window.ready_ns,
+            window.deadline_ns,
+            value,
+            window.latest_ns,
+        )
         with self.together():
-            self._promised.append(LayerCopies(layer, promise.fills, home))
+            self._promised.append(copies)
             crash_point(CrashPoint.PROMISED)
 
     @contextmanager
@@ -197,15 +220,22 @@ class TransferEngine:
                 self._issue(promised)
 
     def _issue(self, promised: Sequence[LayerCopies]) -> None:
-        copies = self._paths.choose(promised)
+        timetable = self._paths.choose(promised)
+        for layer, fill in timetable.dropped:
+            self._ledger.drop(layer, fill)
+        self._dropped += len(timetable.dropped)
         if self._host is not None:
-            self._host.post(copies, self.generation)
+            self._host.post(timetable.copies, self.generation)
         crash_point(CrashPoint.ISSUED)
         if self._peer is not None:
-            self._peer.post(copies, self.generation)
+            self._peer.post(timetable.copies, self.generation)
 
     def placement(self, layer: int) -> NDArray[np.int32]:
-        """The expert in each slot of the group under the layer's open promise, -1: ``[P, R]``."""
+        """The expert in each slot of the group under the layer's open promise: int32 ``[P, R]``.
+
+        -1 where there is none: nothing was wanted, or its copy would have come too late. Final once
+        the outermost ``together`` has ended.
+        """
         return self._ledger.promise(layer).placement
 
     def acquire(self, layer: int, with_gradients: bool = True) -> list[Replica]:
@@ -320,16 +350,17 @@ class TransferEngine:
         return self._statistics.take()
 
     def measured_speed(self) -> PathSpeed:
-        """What this rank's paths reached since the last call; 0 where one carried nothing."""
-        return PathSpeed(*(self._statistics.take_speed(path) for path in (Path.HOST, Path.PEER)))
+        """What this rank's links reached since the last call; 0 where one carried nothing."""
+        return PathSpeed(*(self._statistics.take_speed(link) for link in Link))
 
     def apply_speed(self, measured: Sequence[PathSpeed]) -> None:
         """Choose paths by what the ranks measured: on all ranks the same, at the same point."""
-        speed = feed_back(self._speed, measured, first=not self._speed_is_measured)
-        self._speed_is_measured |= any(one.host > 0 or one.peer > 0 for one in measured)
+        dropped, self._dropped = self._dropped, 0
+        speed = feed_back(self._speed, measured, not self._speed_is_measured, dropped > 0)
+        self._speed_is_measured |= any(one != UNMEASURED for one in measured)
         if speed != self._speed:
             self._speed = speed
-            self._paths = MicroStepPaths(self.topology, speed)
+            self._paths = MicroStepPaths(self.topology, speed, self.layout.payload_bytes)
 
     @property
     def peer_path_lost(self) -> bool:

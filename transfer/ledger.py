@@ -19,7 +19,8 @@ class Promise:
 
     first_slot: number of the frame's first slot. placement: int32 ``[P, R]``, the expert promised
     in each slot of the frame, -1 for none; serving: bool ``[P, R]``, whether it may get tokens.
-    fills: the slots that need a copy; the others hold their expert already.
+    fills: the slots that need a copy; the others hold their expert already. before: int32
+    ``[P, R]``, what the frame held until now.
     """
 
     layer: int
@@ -27,6 +28,7 @@ class Promise:
     placement: NDArray[np.int32]
     serving: NDArray[np.bool_]
     fills: list[Fill]
+    before: NDArray[np.int32]
     acquired: bool = False
     with_gradients: bool = False
 
@@ -119,7 +121,7 @@ class Ledger:
             )
         check_wanted(wanted, self.home[row])
         frame, evicted = self._take_frame(layer)
-        content = self._content[frame]
+        content = self._content[frame].copy()
         if serving is None:
             serving = np.ones_like(wanted, np.bool_)
         wanted = np.where(serving | held(wanted, content), wanted, np.int32(EMPTY))
@@ -135,9 +137,20 @@ class Ledger:
             np.where(held(after, wanted), after, np.int32(EMPTY)).astype(np.int32),
             held(after, np.where(serving, wanted, np.int32(EMPTY))),
             [Fill(fill.rank, first + fill.slot, fill.expert) for fill in fills],
+            content,
         )
         self._open[layer] = promise
         return promise, evicted
+
+    def drop(self, layer: int, fill: Fill) -> None:
+        """One of the promise's fills does not happen: its slot keeps what it held before."""
+        promise = self._open[layer]
+        place = fill.slot - promise.first_slot
+        frame = self._frame_layer.index(layer)
+        self._content[frame, fill.rank, place] = promise.before[fill.rank, place]
+        promise.placement[fill.rank, place] = EMPTY
+        promise.serving[fill.rank, place] = False
+        promise.fills.remove(fill)
 
     def promise(self, layer: int) -> Promise:
         """The layer's open promise. Raises NotReadyError when there is none."""

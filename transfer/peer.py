@@ -60,6 +60,7 @@ class GlooPeerTransport(Transport):
         self._busy_since = 0.0
         self._landed_ns = 0
         self._received = 0
+        self._far = False  # whether some of it came from another node
         self._lost: TransferError | None = None
         self._worker = Worker(f"foremoe-peer-copy-{rank}", self._died, when_idle=self._land)
 
@@ -148,7 +149,7 @@ class GlooPeerTransport(Transport):
             self._land()
         if self._lost is None:
             if not self._flying:
-                self._busy_since, self._received = time.monotonic(), 0
+                self._busy_since, self._received, self._far = time.monotonic(), 0, False
             try:
                 began = time.monotonic_ns()
                 self._flying.append((mine, mine.begin(wire), began))
@@ -172,6 +173,7 @@ class GlooPeerTransport(Transport):
         else:
             received = oldest.end()
             self._received += received
+            self._far |= any(map(self._is_far, oldest.sources()))
             # It moves its bytes once those of the round before have landed.
             track, name, layer = oldest.label()
             since = max(began, self._landed_ns)
@@ -180,7 +182,7 @@ class GlooPeerTransport(Transport):
             if self._received and not self._flying:
                 # Only a whole busy time tells: rounds overlap, so that one seems to take no time.
                 busy = time.monotonic() - self._busy_since
-                self._ends.statistics.add_speed(Path.PEER, self._received, busy)
+                self._ends.statistics.add_speed(Path.PEER, self._received, busy, self._far)
         return True
 
     def _died(self, error: TransferError) -> None:
@@ -190,11 +192,13 @@ class GlooPeerTransport(Transport):
 
     def _other_path(self, copy: Copy, generation: int, error: TransferError) -> None:
         """Fill a slot of this rank without the peer path, or fail it."""
-        same_node = self._topology.node_of(copy.source) == self._topology.node_of(self._rank)
-        if self._host is not None and same_node:
+        if self._host is not None and not self._is_far(copy.source):
             self._host.fill(copy, generation)
         else:
             self._ends.pool.fail(copy.slot, error)
+
+    def _is_far(self, rank: int) -> bool:
+        return self._topology.node_of(rank) != self._topology.node_of(self._rank)
 
     def _lose(self, error: Exception) -> None:
         if self._lost is not None:

@@ -75,6 +75,10 @@ class PeerRound(ABC):
         """The peer path is lost, before or during this round."""
 
     @abstractmethod
+    def sources(self) -> list[int]:
+        """The ranks from which something comes in."""
+
+    @abstractmethod
     def label(self) -> tuple[str, str, int]:
         """Track and name of its span, and the layer."""
 
@@ -139,6 +143,9 @@ class FillRound(PeerRound):
             self._ends.pool.undo_fill(copy.slot)
             self._other_path(copy, self._generation, error)
 
+    def sources(self) -> list[int]:
+        return [copy.source for copy in self._incoming]
+
     def label(self) -> tuple[str, str, int]:
         sent = [copy for copy, _ in self._outgoing]
         parts = [f"expert {copy.expert} from rank {copy.source}" for copy in self._incoming]
@@ -185,6 +192,9 @@ class GradientRound(PeerRound):
     def give_up(self, error: TransferError) -> None:
         self._ends.inbox.fail(error)
         self._free_slots()
+
+    def sources(self) -> list[int]:
+        return [copy.rank for copy in self._incoming]
 
     def label(self) -> tuple[str, str, int]:
         parts = [f"expert {copy.expert} from rank {copy.rank}" for copy in self._incoming]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from foremoe.timeline.recorder import SpanRecorder
 from foremoe.transfer.copies import Path
+from foremoe.transfer.schedule.links import Link
 
 SAMPLES = 256
 
@@ -41,7 +42,7 @@ class StatisticsRecorder:
         self.spans = spans or SpanRecorder()
         self._lock = threading.Lock()
         self._now = TransferStatistics(np.zeros(layers))
-        self._speeds = {path: deque[float](maxlen=SAMPLES) for path in Path}
+        self._speeds = {link: deque[float](maxlen=SAMPLES) for link in Link}
 
     def take(self) -> TransferStatistics:
         with self._lock:
@@ -49,15 +50,15 @@ class StatisticsRecorder:
             self._now = TransferStatistics(np.zeros_like(taken.exposed_seconds))
             return taken
 
-    def take_speed(self, path: Path) -> float:
-        """Bytes per second of a path since the last call, 0 if it carried nothing.
+    def take_speed(self, link: Link) -> float:
+        """Bytes per second of a link since the last call, 0 if it carried nothing.
 
-        It is the upper quartile of the times in which the path was busy: waiting for a late rank
+        It is the upper quartile of the times in which the link was busy: waiting for a late rank
         says nothing about the link.
         """
         with self._lock:
-            samples = sorted(self._speeds[path])
-            self._speeds[path].clear()
+            samples = sorted(self._speeds[link])
+            self._speeds[link].clear()
         return samples[3 * len(samples) // 4] if samples else 0.0
 
     def add_exposed(self, row: int, seconds: float) -> None:
@@ -77,11 +78,12 @@ class StatisticsRecorder:
             else:
                 self._now.peer_bytes += nbytes
 
-    def add_speed(self, path: Path, nbytes: int, seconds: float) -> None:
-        """A path moved ``nbytes`` in ``seconds``."""
+    def add_speed(self, path: Path, nbytes: int, seconds: float, far: bool = False) -> None:
+        """A path moved ``nbytes`` in ``seconds``; far: some of it from another node."""
+        link = Link.HOST if path is Path.HOST else Link.NETWORK if far else Link.PEER
         if seconds > 0:
             with self._lock:
-                self._speeds[path].append(nbytes / seconds)
+                self._speeds[link].append(nbytes / seconds)
 
     def add_gradient(self, nbytes: int) -> None:
         with self._lock:

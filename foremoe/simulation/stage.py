@@ -28,7 +28,7 @@ from foremoe.planner.plan import Plan
 from foremoe.planner.problem import Topology
 from foremoe.simulation.cluster import Machine
 from foremoe.simulation.timeline import SECOND, Span, Timeline
-from foremoe.transfer.copies import EMPTY, Fill, Path, assign_slots
+from foremoe.transfer.copies import EMPTY, Path, assign_slots
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER, Link, Links
 from foremoe.transfer.schedule.micro_step import schedule_micro_step
@@ -164,17 +164,19 @@ class _Run:
             value = [int(plan.replica_tokens[layer, :, f.rank, :].sum()) for f in fills]
             wanted.append(
                 LayerCopies(
-                    layer, fills, plan.home[layer], self.free_at[layer], int(needed[layer]), value
+                    layer,
+                    fills,
+                    plan.home[layer],
+                    self.free_at[layer],
+                    int(needed[layer]),
+                    value,
+                    NEVER,
                 )
             )
         calendar = self.calendar.after(min(self.free_at))
         table = schedule_micro_step(wanted, self.links, calendar)
         arrival = [0] * len(plan.home)
         self._take(index, table, arrival)
-        if table.dropped:
-            late = _without_deadline(wanted, table.dropped)
-            table = schedule_micro_step(late, self.links, table.calendar)
-            self._take(index, table, arrival)
         self.calendar = table.calendar
         return arrival
 
@@ -197,6 +199,7 @@ class _Run:
                     end,
                     index,
                     copy.layer,
+                    weights,
                 )
             )
 
@@ -230,15 +233,3 @@ def _lent(links: Links, share: float) -> Links:
         peer_slab_ns=int(links.peer_slab_ns / share),
         network_slab_ns=int(links.network_slab_ns / share),
     )
-
-
-def _without_deadline(
-    wanted: Sequence[LayerCopies], dropped: Sequence[tuple[int, Fill]]
-) -> list[LayerCopies]:
-    """The dropped fills again, each layer's as soon as links allow."""
-    late = []
-    for layer in wanted:
-        fills = [fill for of_layer, fill in dropped if of_layer == layer.layer]
-        if fills:
-            late.append(LayerCopies(layer.layer, fills, layer.home, layer.ready_ns, NEVER))
-    return late

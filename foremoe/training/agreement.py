@@ -14,12 +14,12 @@ DIGEST_BYTES = 16
 
 def agree(
     plans: Sequence[RankPlan | None], slots: tuple[int, int, int], group: dist.ProcessGroup
-) -> list[NDArray[np.bool_] | None]:
+) -> list[NDArray[np.int64] | None]:
     """For each plan, None unless every rank of ``group`` holds the same placement.
 
-    If they do: bool ``slots [L, P, R]``, which replicas get tokens from any rank by its row of the
-    split. A replica that gets none has no gradients to return. All ranks pass equally many plans
-    and get the same answer.
+    If they do: int64 ``slots [L, P, R]``, how many pairs each replica gets from all ranks by their
+    rows of the split, to a power of two for each. A replica that gets none has no gradients to
+    return. All ranks pass equally many plans and get the same answer.
     """
     mine = b"".join(_ballot(plan, slots) for plan in plans)
     sent = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
@@ -30,15 +30,17 @@ def agree(
 
 
 def _ballot(plan: RankPlan | None, slots: tuple[int, int, int]) -> bytes:
-    """Digest, and a bit for each replica that gets tokens from this rank."""
+    """Digest, and for each replica the bits that its pairs from this rank take, one byte."""
     if plan is None:
-        return bytes(DIGEST_BYTES) + np.packbits(np.zeros(slots, np.bool_)).tobytes()
-    return plan.digest + np.packbits(plan.replica_tokens > 0).tobytes()
+        return bytes(DIGEST_BYTES + int(np.prod(slots)))
+    bits = np.frexp(plan.replica_tokens.astype(np.float64))[1]
+    return plan.digest + bits.astype(np.uint8).tobytes()
 
 
-def _count(ballots: NDArray[np.uint8], slots: tuple[int, int, int]) -> NDArray[np.bool_] | None:
+def _count(ballots: NDArray[np.uint8], slots: tuple[int, int, int]) -> NDArray[np.int64] | None:
     digests, bits = ballots[:, :DIGEST_BYTES], ballots[:, DIGEST_BYTES:]
     if not digests[0].any() or (digests != digests[0]).any():
         return None
-    serving = np.unpackbits(np.bitwise_or.reduce(bits, axis=0), count=int(np.prod(slots)))
-    return serving.astype(np.bool_).reshape(slots)
+    pairs = (np.int64(1) << bits.astype(np.int64)) >> 1
+    total: NDArray[np.int64] = pairs.sum(axis=0).reshape(slots)
+    return total

@@ -21,6 +21,9 @@ class PlanSource(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def missing_reason(self) -> DegradedReason: ...
+
     def wait(
         self, step: int, stage: Stage, micro_step: int, timeout_seconds: float
     ) -> RankPlan | None: ...
@@ -101,7 +104,4 @@ class PlanChoice:
         if not self.client.connected:
             wait_seconds = 0.0
         plan = self.client.wait(step, stage, micro_step, wait_seconds)
-        if plan is not None:
-            return plan, ""
-        connected = self.client.connected
-        return None, DegradedReason.NO_PLAN if connected else DegradedReason.RUNTIME_LOST
+        return plan, "" if plan is not None else self.client.missing_reason

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,26 @@ def test_a_rank_without_the_plan_degrades_all_alike() -> None:
         ]
     reasons = [results[rank]["records"][0].degraded_reason for rank in range(2)]
     assert reasons == ["another rank holds no such plan", "no plan in time"]
+
+
+@pytest.mark.parametrize("frames", [None, 2])
+def test_replicas_whose_copies_would_be_late_are_dropped_alike(frames: int | None) -> None:
+    """Rank 0's links turn out to be slow in the first mini-batch; from then on nobody waits."""
+    case = Case(seed=15, ranks=3, experts=9, mini_batches=3)
+    results = run_ranks(train, 3, case, Way(frames=frames, slow_seconds=0.1))
+    assert_same(case, results)
+    dropped = [[record.dropped_replicas for record in result["records"]] for result in results]
+    assert dropped[0] == dropped[1] == dropped[2]
+    first, *later = np.array(dropped[0]).reshape(case.mini_batches, -1)
+    assert not first.any(), "nothing was measured yet"
+    assert all(count.any() for count in later)
+    records = results[0]["records"]
+    assert all(record.balanced for record in records)
+    reasons = ["" if not count else "replicas dropped" for count in dropped[0]]
+    assert [record.degraded_reason.split(":")[0] for record in records] == reasons
+    waited = np.array([record.exposed_seconds.sum() for record in records])
+    waited = waited.reshape(case.mini_batches, -1).sum(axis=1)
+    assert (waited[1:] < 0.5 * waited[0]).all(), waited
 
 
 def test_a_second_forward_in_a_micro_step_gives_the_same() -> None:

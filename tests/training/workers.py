@@ -1,6 +1,7 @@
 """What rank processes run in the tests of the torch side."""
 
 import resource
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from foremoe.planner.plan import placement_digest
 from foremoe.training.attachment import AttachOptions, open_session
 from foremoe.training.layer import MoELayer
 from foremoe.training.session import RankSession
+from foremoe.transfer.peer_rounds import Wire
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import slot_bytes
-from foremoe.vocabulary import Stage
+from foremoe.vocabulary import DegradedReason, Stage
 from tests.training.dense import Case
+from tests.transfer.faults import slow_reads
 
 STEP = 7
 
@@ -35,7 +38,8 @@ class Way:
     mini-batch. missing: micro-steps for which some ranks hold no plan. stay: one placement for a
     whole mini-batch. checkpointed: forward is run again in backward. twice: forward is run once
     more before it, for nothing. verify: checksums. main_grad: where gradients are summed.
-    no_cache: why the host cache cannot be made.
+    no_cache: why the host cache cannot be made. slow_seconds: what every copy and gradient
+    into rank 0 takes longer, by either path.
     """
 
     frames: int | None = None
@@ -47,6 +51,7 @@ class Way:
     verify: bool = False
     main_grad: bool = False
     no_cache: Literal["", "budget", "full"] = ""
+    slow_seconds: float = 0.0
 
     def micro_steps(self, case: Case) -> list[list[int]]:
         """In the order in which they are run, by mini-batch."""
@@ -73,6 +78,7 @@ class RandomPlans:
     """
 
     connected = True
+    missing_reason = DegradedReason.NO_PLAN
 
     def __init__(self, case: Case, rank: int, way: Way = PLAIN) -> None:
         self._case = case
@@ -138,6 +144,8 @@ def train(rank: int, case: Case, way: Way = PLAIN) -> dict[str, Any]:
     """Train the case's layers on this rank with random plans; outputs, gradients and reports."""
     layers, session = build(case, None, way)
     plans = session._client = RandomPlans(case, rank, way)
+    if rank == 0 and way.slow_seconds:
+        slow_down(session, way.slow_seconds)
     outputs: dict[int, Tensor] = {}
     gradients: list[Tensor] = []
     with session.stage(STEP, Stage.UPDATE) as run:
@@ -153,6 +161,19 @@ def train(rank: int, case: Case, way: Way = PLAIN) -> dict[str, Any]:
         "records": run.records,
         "reports": len(plans.reports),
     }
+
+
+def slow_down(session: RankSession, seconds: float) -> None:
+    """Everything that comes into this rank takes longer."""
+    receive, cache = Wire.receive, session._engine._cache
+    assert cache is not None
+    slow_reads(cache, seconds)
+
+    def slowly(*arguments: Any) -> list[Any]:
+        time.sleep(seconds)
+        return receive(*arguments)
+
+    Wire.receive = slowly  # type: ignore[method-assign]
 
 
 def train_each(rank: int, case: Case, ways: Sequence[Way]) -> list[dict[str, Any]]:

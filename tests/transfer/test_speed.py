@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from foremoe.transfer.copies import Path as CopyPath
 from foremoe.transfer.paths import PathSpeed
-from foremoe.transfer.speed import feed_back
+from foremoe.transfer.schedule.links import Link
+from foremoe.transfer.speed import UNMEASURED, feed_back
 from foremoe.transfer.statistics import StatisticsRecorder
 from tests.processes import run_ranks
 from tests.transfer.faults import slow_reads
@@ -18,26 +19,38 @@ WANTED = np.array([[4, 5], [0, 1]], np.int32)
 
 
 def test_the_first_measure_replaces_a_guess_and_later_ones_move_it() -> None:
-    first = feed_back(PathSpeed(8e9, 4e9), [PathSpeed(2e9, 0.0), PathSpeed(4e9, 0.0)], first=True)
-    assert first == PathSpeed(3e9, 4e9)
-    assert feed_back(first, [PathSpeed(4e9, 2e9)], first=False) == PathSpeed(3.3e9, 3.4e9)
+    measured = [PathSpeed(3e9, 0.0, 1e9), PathSpeed(4e9, 0.0, 0.0)]
+    first = feed_back(PathSpeed(8e9, 4e9, 4e9), measured, first=True)
+    assert first == PathSpeed(3e9, 4e9, 1e9), "the slowest rank counts"
+    later = feed_back(first, [PathSpeed(4e9, 2e9, 2e9)], first=False)
+    assert later == PathSpeed(3.3e9, 3.4e9, 1.3e9)
 
 
 def test_small_changes_and_silence_change_nothing() -> None:
     speed = PathSpeed(8e9, 4e9)
     assert feed_back(speed, [PathSpeed(8.7e9, 3.7e9)], first=False) == speed
-    assert feed_back(speed, [PathSpeed(0.0, 0.0)] * 3, first=True) == speed
+    assert feed_back(speed, [UNMEASURED] * 3, first=True) == speed
     absent = PathSpeed(8e9, 0.0)
     assert feed_back(absent, [PathSpeed(0.0, 5e9)], first=True) == absent
 
 
+def test_a_link_whose_copies_were_all_dropped_is_tried_again_by_and_by() -> None:
+    speed = PathSpeed(1e3, 4e9)
+    for _ in range(12):
+        speed = feed_back(speed, [PathSpeed(0.0, 4e9, 0.0)], first=False, dropped=True)
+    assert speed.host > 1e5
+    assert speed.peer == 4e9
+
+
 def test_copies_that_waited_for_a_late_rank_do_not_count() -> None:
     statistics = StatisticsRecorder(1)
-    assert statistics.take_speed(CopyPath.PEER) == 0.0
+    assert statistics.take_speed(Link.PEER) == 0.0
     for seconds in (1.0, 1.0, 9.0, 1.0, 30.0):
         statistics.add_speed(CopyPath.PEER, 100, seconds)
-    assert statistics.take_speed(CopyPath.PEER) == 100.0
-    assert statistics.take_speed(CopyPath.PEER) == 0.0
+    statistics.add_speed(CopyPath.PEER, 100, 2.0, far=True)
+    assert statistics.take_speed(Link.PEER) == 100.0
+    assert statistics.take_speed(Link.PEER) == 0.0
+    assert statistics.take_speed(Link.NETWORK) == 50.0
 
 
 def _turn_to_the_faster_path(rank: int, directory: Path) -> tuple[list[int], list[float]]:

@@ -18,8 +18,11 @@ that started first is interrupted between two chunks. For one layer there are th
    relays: replicas that have arrived are copied on.
 
 The one that drops the least value, then the fewest, then ends first is taken. On free links the
-second ends as early, and drops as few, as any choice of paths without relays. Everything is integer
-arithmetic on what all ranks know, so all ranks drop the same.
+second ends as early, and drops as few, as any choice of paths without relays.
+
+When all layers are placed, what was dropped gets what is left of the links until the time up to
+which it is worth waiting for (``latest_ns``). Everything is integer arithmetic on what all ranks
+know, so all ranks drop the same.
 """
 
 from collections.abc import Sequence
@@ -33,7 +36,7 @@ from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import Link, Links
 from foremoe.transfer.schedule.place import DROPPED, Placed
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
-from foremoe.transfer.schedule.window import make_window, place_window
+from foremoe.transfer.schedule.window import make_window, place_late, place_window
 
 
 def schedule_micro_step(
@@ -50,6 +53,10 @@ def schedule_micro_step(
     windows = [make_window(layer, calendar) for layer in layers]
     urgency = sorted((w.deadline_ns, w.ready_ns, index) for index, w in enumerate(windows))
     placed = {index: place_window(windows[index], calendar) for _, _, index in urgency}
+    late = [(each.latest_ns, each.ready_ns, index) for index, each in enumerate(layers)]
+    for latest_ns, _, index in sorted(late):
+        if latest_ns > windows[index].deadline_ns:
+            place_late(windows[index], latest_ns, placed[index], calendar)
     return _timetable(layers, [placed[index] for index in range(len(layers))], calendar)
 
 

@@ -12,13 +12,27 @@ from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER
 
 
+@dataclass(frozen=True, slots=True)
+class CopyWindow:
+    """When a layer's copies may run; as in ``LayerCopies``."""
+
+    ready_ns: int = 0
+    deadline_ns: int = NEVER
+    latest_ns: int = 0
+
+
+ANY_TIME = CopyWindow()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerCopies:
     """The copies that one layer of one micro-step needs.
 
     home: int32 ``[E]``, each expert's rank. ready_ns, deadline_ns: from when on its slots may be
-    filled, and when its compute needs them, on the clock by which micro-steps are estimated. value:
-    by fill, what is lost without it (pairs the replica serves, say); equal by default.
+    filled, and when its compute needs them, on the clock by which micro-steps are estimated.
+    latest_ns: until when compute would rather wait for a copy that misses the deadline than do
+    without; by default not at all. value: by fill, what is lost without it (pairs the replica
+    serves, say); equal by default.
 
     Raises InvalidInputError when these contradict each other.
     """
@@ -29,12 +43,13 @@ class LayerCopies:
     ready_ns: int = 0
     deadline_ns: int = NEVER
     value: Sequence[int] | None = None
+    latest_ns: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.ready_ns <= self.deadline_ns <= NEVER:
+        if not 0 <= self.ready_ns <= self.deadline_ns <= NEVER or self.latest_ns > NEVER:
             raise InvalidInputError(
                 f"layer {self.layer}: its window must satisfy 0 <= ready <= deadline <= {NEVER} ns,"
-                f" got {self.ready_ns} and {self.deadline_ns}"
+                f" got {self.ready_ns} and {self.deadline_ns}, at the latest {self.latest_ns}"
             )
         if self.value is not None and (
             len(self.value) != len(self.fills) or min(self.value, default=0) < 0

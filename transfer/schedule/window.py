@@ -74,6 +74,17 @@ def place_window(window: Window, calendar: Calendar) -> Placed:
     return best[1]
 
 
+def place_late(window: Window, latest_ns: int, placed: Placed, calendar: Calendar) -> None:
+    """Place what ``placed`` dropped by ``latest_ns``, and mark it in the calendar."""
+    lost = np.flatnonzero(placed.link == DROPPED)
+    if not lost.size:
+        return
+    asked = Asked(*(column[lost] for column in window.asked))
+    late = Window(asked, window.value[lost], window.ready_ns, latest_ns)
+    for column, found in zip(placed, place_window(late, calendar), strict=True):
+        column[lost] = found
+
+
 def _badness(found: tuple[Badness, Placed]) -> Badness:
     return found[0]
 
