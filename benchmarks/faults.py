@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from signal import SIGKILL, SIGTERM
 from typing import Any
@@ -24,30 +25,34 @@ from foremoe.crash_points import CrashPoint
 from foremoe.runtime.daemon import warm_up as warm_up_daemon
 from foremoe.transfer.schedule.micro_step import warm_up as warm_up_copies
 from tests.faults.child import adopt_orphans
-from tests.faults.job import NOTHING, Fault, Job
+from tests.faults.clock import has_clock, restart_with_clock
+from tests.faults.job import CLOCK, DAEMONS, NOTHING, Fault, Job
+from tests.faults.tmpfs import small_tmpfs, some_tmpfs
 
 ANNOUNCE_SECONDS = 0.06
-VICTIMS = ("leader",) * 4 + ("follower",) * 3 + ("rank 0", "rank 1") + ("controller",) * 2
+VICTIMS = (*["leader"] * 4, *["follower"] * 3, "rank 0", "rank 1", *["controller"] * 2, CLOCK)
+JUMPS = (-(10**9), -3600, -5, 5, 3600, 10**9)  # seconds
+TMPFS = "4m"
 OF_FOLLOWER = ("leader_found", "relaying")
 
 
 def main() -> None:
     options = _options()
     os.environ["OMP_NUM_THREADS"] = "1"
-    torch.set_num_threads(1)
-    adopt_orphans()
-    warm_up_daemon("foremoe")
-    warm_up_copies()
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # imports a lot; before the forks
-    record = Record("faults", {"runs": options.runs, "seed": options.seed})
-    with (
-        tempfile.TemporaryDirectory() as name,
-        tempfile.TemporaryDirectory(dir="/dev/shm") as tmpfs,
-    ):
-        job = Job(Path(name), Path(tmpfs), options.seed)
+    restart_with_clock()
+    with tempfile.TemporaryDirectory() as name, ExitStack() as mounted:
+        folder = Path(name)
+        torch.set_num_threads(1)
+        adopt_orphans()
+        warm_up_daemon("foremoe")
+        warm_up_copies()
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # imports a lot; before the forks
+        record = Record("faults", {"runs": options.runs, "seed": options.seed})
+        own = mounted.enter_context(small_tmpfs(folder, TMPFS))
+        job = Job(folder, own or mounted.enter_context(some_tmpfs()), options.seed)
         try:
             job.start()
-            figures = _figures(job, options)
+            figures = _figures(job, options, has_own_tmpfs=own is not None)
             job.close()
         finally:
             job.kill()
@@ -56,7 +61,7 @@ def main() -> None:
         record.write(options.json, figures)
 
 
-def _figures(job: Job, options: argparse.Namespace) -> dict[str, Any]:
+def _figures(job: Job, options: argparse.Namespace, has_own_tmpfs: bool) -> dict[str, Any]:
     """What was done; AssertionError at the first run that is not as it should be."""
     job.run(NOTHING)
     began = time.monotonic()
@@ -64,14 +69,24 @@ def _figures(job: Job, options: argparse.Namespace) -> dict[str, Any]:
     typical_seconds = time.monotonic() - began
     job.run(Fault("leader", typical_seconds / 2, signal=SIGTERM))
     assert not job.seen.missing(), f"points that no run passes: {job.seen.missing()}"
-    for point in _points(options.points):
+    if has_own_tmpfs:
+        job.run_without_room()
+    else:
+        print("not done: no tmpfs can be mounted here, so none was full")
+    if has_clock():
+        for seconds in (3600, -(10**9)):
+            job.run(Fault(CLOCK, typical_seconds / 2, jump_seconds=seconds))
+    else:
+        print("not done: there is no C compiler for a clock that jumps")
+    points = _points(options)
+    for point in points:
         _say(job, "point", fault_at(point))
     faults: Counter[str] = Counter()
     for index in [options.only] if options.only is not None else range(options.runs):
         fault = random_fault(options.seed, index, typical_seconds)
         _say(job, f"run {index}", fault)
         faults[fault.victim] += 1
-    return {"typical_seconds": typical_seconds, "points": len(_points(options.points)), **faults}
+    return {"typical_seconds": typical_seconds, "points": len(points), "runs": dict(faults)}
 
 
 def _say(job: Job, what: str, fault: Fault) -> None:
@@ -100,15 +115,22 @@ def random_fault(seed: int, index: int, typical_seconds: float) -> Fault:
     """Who, when and how, the same for the same seed and index but for the run's length."""
     chance = np.random.default_rng([seed, index])
     victim = str(chance.choice(VICTIMS))
-    window = ANNOUNCE_SECONDS if victim == "controller" else typical_seconds
-    drains = victim in ("leader", "follower") and chance.random() < 0.2
-    number = SIGTERM if drains else SIGKILL
-    return Fault(victim, float(chance.random()) * window, signal=number)
+    after_seconds = float(chance.random())
+    after_seconds *= ANNOUNCE_SECONDS if victim == "controller" else typical_seconds
+    if victim == CLOCK and has_clock():
+        return Fault(CLOCK, after_seconds, jump_seconds=int(chance.choice(JUMPS)))
+    if victim == CLOCK:
+        victim = "leader"
+    drains = victim in DAEMONS and chance.random() < 0.2
+    return Fault(victim, after_seconds, signal=SIGTERM if drains else SIGKILL)
 
 
-def _points(chosen: str) -> list[CrashPoint]:
-    points = list(CrashPoint)
-    return [] if chosen == "none" else [p for p in points if chosen in ("all", p.split(".")[0], p)]
+def _points(options: argparse.Namespace) -> list[CrashPoint]:
+    chosen = [p for p in CrashPoint if options.points in ("all", p.split(".")[0], p)]
+    if options.sample is None:
+        return chosen
+    taken = np.random.default_rng(options.seed).permutation(len(chosen))[: options.sample]
+    return [chosen[index] for index in sorted(taken)]
 
 
 def _options() -> argparse.Namespace:
@@ -119,6 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--points", default="all", help="to crash at: all, none, runtime, transfer or one's name"
     )
+    parser.add_argument("--sample", type=int, metavar="N", help="only N of these points, by seed")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args()
 

@@ -16,7 +16,9 @@ from typing import Any
 from foremoe.crash_points import CrashPoint
 from foremoe.runtime.config import RuntimeConfig
 from tests.faults.child import Child, SeenPoints, children
+from tests.faults.clock import jump
 from tests.faults.parts import controller_main, daemon_main, rank_main
+from tests.faults.tmpfs import FILLER, fill
 from tests.runtime.daemon_process import free_port
 from tests.training.dense import Case
 
@@ -25,6 +27,7 @@ TOLERANCE = 1e-10
 STEPS = 2  # in which the fault happens; one more shows that balance is back
 RANKS = ("rank 0", "rank 1")
 DAEMONS = ("leader", "follower")
+CLOCK = "clock"
 DESCRIPTORS = 16  # of gRPC, which closes some late
 ON_START = {  # passed when a process starts, so armed from its beginning
     CrashPoint.LISTENING,
@@ -40,21 +43,26 @@ ON_START = {  # passed when a process starts, so armed from its beginning
 class Fault:
     """What happens to whom: a signal after a time, a crash point, or both.
 
-    A victim that crashes at DRAINING has to be told to drain.
+    A victim that crashes at DRAINING has to be told to drain. The victim may also be the clock,
+    which then jumps.
     """
 
     victim: str
     after_seconds: float | None = None
     crash_at: CrashPoint | None = None
     signal: Signals = SIGKILL
+    jump_seconds: int = 0
 
     def __str__(self) -> str:
         when = "" if self.after_seconds is None else f" {self.after_seconds * 1000:.1f} ms in"
         where = "" if self.crash_at is None else f" at {self.crash_at}"
+        if self.victim == CLOCK:
+            return f"clock off by {self.jump_seconds} s{when}"
         return f"{self.signal.name} of {self.victim}{when}{where}"
 
 
 NOTHING = Fault("nobody")
+_NO_ROOM = "degraded: no host cache, peer path only"
 
 
 class RanksLost(Exception):
@@ -106,6 +114,15 @@ class Job:
         except AssertionError as error:
             said = "\n".join(child.last_lines() for child in self._children.values())
             raise AssertionError(f"{fault}: {error}\n{said}") from error
+
+    def run_without_room(self) -> None:
+        """The tmpfs fills up under the job; ranks start again without room, and with room again."""
+        fill(self._caches)
+        self.run(NOTHING)
+        self.run(Fault("rank 0", 0.0))
+        assert _NO_ROOM in self._children["rank 0"].log.read_text()
+        (self._caches / FILLER).unlink()
+        self.run(Fault("rank 0", 0.0))
 
     def close(self) -> None:
         """End all; nothing may be left but locks and logs."""
@@ -195,6 +212,10 @@ class Job:
 
     def _strike(self) -> None:
         self._run.due = None
+        if self._run.fault.victim == CLOCK:
+            jump(self._run.fault.jump_seconds)
+            self._run.struck = True
+            return
         child = self._children[self._run.fault.victim]
         if child.process.is_alive():
             os.kill(child.pid, self._run.fault.signal)
@@ -205,6 +226,8 @@ class Job:
             return
         if self._run.due is not None:
             self._strike()
+        if self._run.struck:
+            return
         child = self._children[self._run.fault.victim]
         assert wait([child.process.sentinel], HANG_SECONDS), "it did not die"
         self._note_death(child)
@@ -233,6 +256,8 @@ class Job:
         idle = self._waiting_for.isdisjoint(RANKS)
         assert seen or idle, f"{left} hangs\n{child.last_lines()}"
         self._end_ranks()
+        if (self._caches / FILLER).exists():
+            fill(self._caches)  # also what the ranks have just given back
         self._start_ranks()
 
     def _end_ranks(self) -> None:
@@ -318,7 +343,7 @@ class Job:
 
     def _check_left_over(self) -> None:
         """In shared memory, of sockets, of processes, and of open files in each."""
-        assert list(self._caches.iterdir()) == []
+        assert {path.name for path in self._caches.iterdir()} <= {FILLER}
         for name in DAEMONS:
             assert {path.name for path in (self._folder / name).iterdir()} == {"s", "s.lock"}
         assert children() == {child.pid for child in self._children.values()}
