@@ -33,6 +33,14 @@ class UnavailableError(ForemoeError):
     """No runtime answers at the address, or it is shutting down."""
 
 
+class LeaderLostError(UnavailableError):
+    """The node's runtime answers, but the leader that it follows does not, or refuses it."""
+
+
+class VersionError(ForemoeError):
+    """Caller and runtime are of versions that do not understand each other."""
+
+
 class UnauthenticatedError(ForemoeError):
     """The caller did not show the job's token, or not a certificate that the runtime accepts."""
 

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from foremoe.errors import ForemoeError, InvalidInputError, UnavailableError
 from foremoe.rpc.codes import CODES
+from foremoe.rpc.protocol import check_spoken
 from foremoe.runtime.access import Access
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,7 @@ class Boundary(grpc.aio.ServerInterceptor):
     def _admit(self, details: grpc.HandlerCallDetails, context: Any) -> None:
         self._access.check_names(context.auth_context())
         self._access.check_token(details.invocation_metadata)
+        check_spoken(details.invocation_metadata)
         if self.draining:
             raise UnavailableError("the runtime is draining; try again when it is back")
 

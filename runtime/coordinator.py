@@ -187,6 +187,7 @@ class Coordinator:
         self.steps[record.step].note_planned()
         self._totals.note_planned(record, summary)
         log_planned(record, summary)
+        self._wake_streams()
 
     def fail_planning(self, record: StageRecord, error: BaseException) -> None:
         """Planning broke off: the ranks run the micro-steps without a plan unbalanced."""
@@ -197,6 +198,7 @@ class Coordinator:
         self.steps[record.step].note_planned()
         self._totals.note_failed(record)
         log_failed(record, error)
+        self._wake_streams()
 
     # Ranks
 
@@ -227,6 +229,11 @@ class Coordinator:
 
     def close_stream(self, group: EpGroup) -> None:
         group.streaming -= 1
+
+    def is_planning(self, ep_group: str) -> bool:
+        """Whether plans of the group are still to come, without another schedule."""
+        stages = (record for step in self.steps.values() for record in step.stages.values())
+        return any(record.ep_group == ep_group and not record.is_planned for record in stages)
 
     def next_plan(self, ep_group: str, number: int) -> PublishedPlan | None:
         """The group's first published plan after ``number`` (0: from the beginning)."""

@@ -17,10 +17,17 @@ import grpc
 
 from foremoe import __version__
 from foremoe.crash_points import CrashPoint, crash_point
-from foremoe.errors import ForemoeError, InvalidInputError, UnauthenticatedError, UnavailableError
+from foremoe.errors import (
+    ForemoeError,
+    InvalidInputError,
+    LeaderLostError,
+    UnauthenticatedError,
+    UnavailableError,
+)
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_async_channel
 from foremoe.rpc.codes import daemon_error
+from foremoe.rpc.protocol import RELAYED, spoken_by
 from foremoe.rpc.status import RuntimeStatus
 from foremoe.rpc.v1 import foresight_pb2, rank_pb2, schedule_pb2, status_pb2
 from foremoe.runtime.boundary import Boundary
@@ -34,7 +41,6 @@ SERVICES = tuple(
     for module in (foresight_pb2, rank_pb2, schedule_pb2, status_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 )
-RELAYED = "foremoe-relayed"  # metadata of a call that comes from a follower
 _METHODS = {
     f"/{service.full_name}/{method.name}": (method.client_streaming, method.server_streaming)
     for service in SERVICES
@@ -42,6 +48,7 @@ _METHODS = {
 }
 _LOST = "the leader does not answer; plans come again when it is back"
 _LOOK_AGAIN_SECONDS = 0.5
+_Metadata = tuple[tuple[str, str], ...]
 _NO_ANSWER = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -77,6 +84,8 @@ class Follower(grpc.GenericRpcHandler):
             return None
         metadata = handler_call_details.invocation_metadata
         relayed = any(key == RELAYED for key, _ in metadata)
+        oldest, newest = spoken_by(metadata)
+        passed_on = ((RELAYED, f"{oldest}-{newest}"),)
         make_handler, relay = {
             (False, False): (grpc.unary_unary_rpc_method_handler, self._relay_unary),
             (True, False): (grpc.stream_unary_rpc_method_handler, self._relay_upload),
@@ -85,9 +94,9 @@ class Follower(grpc.GenericRpcHandler):
 
         async def handle(request: Any, context: Any) -> bytes | None:
             if relayed:
-                raise UnavailableError("the leader is itself a follower; join the leader")
+                raise LeaderLostError("the leader is itself a follower; join the leader")
             try:
-                return await relay(method, request, context)
+                return await relay(method, request, context, passed_on)
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                     await self._renew_channel()
@@ -96,7 +105,7 @@ class Follower(grpc.GenericRpcHandler):
                 task = asyncio.current_task()
                 if task is not None and task.cancelling():
                     raise  # the caller has gone
-                raise UnavailableError(_LOST) from None
+                raise LeaderLostError(_LOST) from None
 
         return make_handler(handle, request_deserializer=_as_is)
 
@@ -125,19 +134,25 @@ class Follower(grpc.GenericRpcHandler):
         self._watching.cancel()
         await self._channel.close()
 
-    async def _relay_unary(self, method: str, request: bytes, context: Any) -> bytes:
+    async def _relay_unary(
+        self, method: str, request: bytes, context: Any, metadata: _Metadata
+    ) -> bytes:
         call: Callable[..., Awaitable[bytes]] = self._channel.unary_unary(method)
         crash_point(CrashPoint.RELAYING_CALL)
-        return await call(request, timeout=context.time_remaining(), metadata=((RELAYED, "1"),))
+        return await call(request, timeout=context.time_remaining(), metadata=metadata)
 
-    async def _relay_upload(self, method: str, requests: Any, context: Any) -> bytes:
+    async def _relay_upload(
+        self, method: str, requests: Any, context: Any, metadata: _Metadata
+    ) -> bytes:
         call: Callable[..., Awaitable[bytes]] = self._channel.stream_unary(method)
         crash_point(CrashPoint.RELAYING_UPLOAD)
-        return await call(requests, timeout=context.time_remaining(), metadata=((RELAYED, "1"),))
+        return await call(requests, timeout=context.time_remaining(), metadata=metadata)
 
-    async def _relay_stream(self, method: str, request: bytes, context: Any) -> None:
+    async def _relay_stream(
+        self, method: str, request: bytes, context: Any, metadata: _Metadata
+    ) -> None:
         call: Any = self._channel.unary_stream(method)
-        stream = call(request, metadata=((RELAYED, "1"),))
+        stream = call(request, metadata=metadata)
         self._streams.add(stream)
         try:
             async for message in stream:
@@ -156,11 +171,15 @@ class Follower(grpc.GenericRpcHandler):
             if not self._refused:
                 log.error("the leader refuses this daemon: %s", known)
             self._refused = True
-            return UnavailableError(f"the leader refuses the daemon of this node: {known}")
+            return LeaderLostError(f"the leader refuses the daemon of this node: {known}")
         self._refused = False
         if known is None and error.code() not in _NO_ANSWER:
             return ForemoeError(f"the leader failed ({error.code().name}): {error.details()}")
-        return known or UnavailableError(_LOST)
+        if known is None:
+            return LeaderLostError(_LOST)
+        if type(known) is UnavailableError:
+            return LeaderLostError(f"the leader is going: {known}")
+        return known
 
     async def _watch(self) -> None:
         """Keep the channel connected, say when that changes, and take new credentials up."""

@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from foremoe.client.plan_inbox import PlanInbox
 from foremoe.client.reporter import Reporter
-from foremoe.errors import ConflictError, ForemoeError, InvalidInputError, UnavailableError
+from foremoe.errors import (
+    ConflictError,
+    ForemoeError,
+    InvalidInputError,
+    LeaderLostError,
+    UnavailableError,
+    VersionError,
+)
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_channel
 from foremoe.rpc.codes import local_error
@@ -25,7 +32,7 @@ from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.v1.rank_pb2 import StreamPlansRequest, StreamPlansResponse
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
 from foremoe.timeline.recorder import SpanRecorder
-from foremoe.vocabulary import Stage
+from foremoe.vocabulary import DegradedReason, Stage
 
 __all__ = ["MicroStepReport", "RankClient", "RankPlan", "RankRegistration"]
 
@@ -61,6 +68,7 @@ class RankClient:
         self._reporter = Reporter(self._address, registration, credentials)
         self._corrupt_plans = 0
         self._refusal: ForemoeError | None = None
+        self._lost = DegradedReason.RUNTIME_LOST
         self._answered = threading.Event()
         self._closing = threading.Event()
         self._call: Any = None
@@ -73,6 +81,11 @@ class RankClient:
     def connected(self) -> bool:
         """Whether the plan stream is open now."""
         return self._inbox.is_open
+
+    @property
+    def missing_reason(self) -> DegradedReason:
+        """Why a plan that is not here may be missing."""
+        return DegradedReason.NO_PLAN if self.connected else self._lost
 
     @property
     def corrupt_plans(self) -> int:
@@ -149,8 +162,10 @@ class RankClient:
         while not self._closing.is_set() and self._refusal is None:
             try:
                 self._follow_plans()
+                self._lost = DegradedReason.RUNTIME_LOST  # it drains
             except grpc.RpcError as error:
                 failure = local_error(error, self._address)
+                self._lost = _reason(failure)
                 self._explain(failure, permanent=isinstance(failure, _PERMANENT))
             except InvalidInputError as error:  # of the credentials' files, which may be mended
                 self._explain(error, permanent=not self._answered.is_set())
@@ -212,3 +227,12 @@ class RankClient:
         elif self._inbox.is_open or not self._answered.is_set():
             level = logging.WARNING if isinstance(error, UnavailableError) else logging.ERROR
             log.log(level, "no plans until the runtime is back: %s", error)
+
+
+def _reason(failure: ForemoeError) -> DegradedReason:
+    """What a rank without a runtime that it can talk to says."""
+    if isinstance(failure, LeaderLostError):
+        return DegradedReason.LEADER_LOST
+    if isinstance(failure, VersionError):
+        return DegradedReason.OTHER_VERSION
+    return DegradedReason.RUNTIME_LOST

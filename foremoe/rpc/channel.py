@@ -8,6 +8,7 @@ import grpc.aio
 from foremoe.errors import InvalidInputError
 from foremoe.rpc.address import Address, UnixAddress
 from foremoe.rpc.credentials import Credentials
+from foremoe.rpc.protocol import user_agent
 
 # Own subchannels and the shortest backoff gRPC allows: a restarted daemon is found again soon. A
 # proxy never stands between a rank and its own node.
@@ -17,6 +18,7 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 100),
     ("grpc.enable_http_proxy", 0),
+    ("grpc.primary_user_agent", user_agent()),
 )
 # A peer whose machine or link is gone says nothing: ask whether it is there, also between calls. A
 # link that is only slow lets TCP go on, but may hold the answer back for a while.
@@ -68,7 +70,7 @@ def close_channel(channel: grpc.Channel) -> None:
     closing.join(_CLOSE_SECONDS)
 
 
-def _options(address: Address) -> tuple[tuple[str, int], ...]:
+def _options(address: Address) -> tuple[tuple[str, int | str], ...]:
     return _OPTIONS if isinstance(address, UnixAddress) else _OPTIONS + _TCP_OPTIONS
 
 

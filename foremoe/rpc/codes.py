@@ -7,10 +7,12 @@ from foremoe.errors import (
     ExhaustedError,
     ForemoeError,
     InvalidInputError,
+    LeaderLostError,
     NotReadyError,
     UnauthenticatedError,
     UnavailableError,
     UnknownError,
+    VersionError,
 )
 from foremoe.rpc.address import Address, TcpAddress
 
@@ -20,13 +22,16 @@ CODES: dict[type[ForemoeError], grpc.StatusCode] = {
     ConflictError: grpc.StatusCode.ALREADY_EXISTS,
     NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
     ExhaustedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LeaderLostError: grpc.StatusCode.UNAVAILABLE,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
+    VersionError: grpc.StatusCode.UNIMPLEMENTED,
     UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
 }
 _CLASSES = {code: kind for kind, code in CODES.items()}
 
 
 _OWN_WORDS = ("the runtime ", "the leader ")  # what a daemon says itself begins with
+_LEADER = _OWN_WORDS[1]
 _TLS_WORDS = ("handshake failed", "verification check failed")
 
 
@@ -53,9 +58,16 @@ def daemon_error(error: grpc.RpcError) -> ForemoeError | None:
     """What a daemon answered; None when it was not a daemon that ended the call, or a fault."""
     details = error.details() or ""
     kind = _CLASSES.get(error.code())
-    if kind is None or (kind is UnavailableError and not details.startswith(_OWN_WORDS)):
-        return None
-    return kind(details)
+    if kind is VersionError and not details.startswith(_OWN_WORDS):
+        return VersionError(
+            "the runtime is of another version: it does not know this call; install the same "
+            "release on both sides"
+        )
+    if kind is UnavailableError:
+        if not details.startswith(_OWN_WORDS):
+            return None
+        kind = LeaderLostError if details.startswith(_LEADER) else kind
+    return None if kind is None else kind(details)
 
 
 def _nobody(address: Address, details: str) -> str:

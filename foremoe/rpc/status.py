@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from foremoe.errors import VersionError
 from foremoe.rpc.stages import decode_stage, encode_stage
 from foremoe.rpc.v1 import status_pb2
 from foremoe.vocabulary import Stage
@@ -200,10 +201,20 @@ def _encode_step(step: StepStatus) -> status_pb2.StepStatus:
 def _decode_step(message: status_pb2.StepStatus) -> StepStatus:
     return StepStatus(
         step=message.step,
-        state=_STATE_NAMES[int(message.state)],
+        state=_decode_state(message.state),
         sequences=message.sequences,
         stages=tuple(_decode_stage(stage) for stage in message.stages),
     )
+
+
+def _decode_state(value: int) -> StepState:
+    state = _STATE_NAMES.get(int(value))
+    if state is None:
+        raise VersionError(
+            f"the runtime is of another version: its step state {int(value)} is not known here; "
+            "install the same release on both sides"
+        )
+    return state
 
 
 def _encode_stage(stage: StageStatus) -> status_pb2.StageStatus:

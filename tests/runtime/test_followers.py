@@ -14,7 +14,7 @@ from foremoe.client import ControllerClient, MicroStepSchedule, RankClient
 from foremoe.errors import ConflictError, UnavailableError, UnknownError
 from foremoe.rpc.channel import KEEPALIVE_SECONDS, SILENCE_SECONDS
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
-from foremoe.vocabulary import Stage
+from foremoe.vocabulary import DegradedReason, Stage
 from tests.runtime.certificates import Authority, needs_openssl, tls_options
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually
@@ -121,6 +121,9 @@ def test_ranks_go_on_without_the_leader_and_find_the_next_one(nodes: Nodes) -> N
         group.schedule(2, Stage.UPDATE)
         first.kill()
         eventually(lambda: not far.connected)
+        assert far.missing_reason is DegradedReason.LEADER_LOST
+        eventually(lambda: not group.ranks[0].connected)
+        assert group.ranks[0].missing_reason is DegradedReason.RUNTIME_LOST
         eventually(lambda: Scrape(follower).value("foremoe_leader_connected") == 0)
         begin = time.monotonic()
         assert far.wait(2, Stage.UPDATE, 0, 30.0) is not None  # has arrived, and is still used
@@ -148,6 +151,7 @@ def test_a_follower_may_come_first_and_be_restarted(nodes: Nodes) -> None:
         group.run(1)
         follower.kill()
         eventually(lambda: not group.ranks[1].connected)
+        assert group.ranks[1].missing_reason is DegradedReason.RUNTIME_LOST
         assert group.ranks[0].connected
         with nodes.follower() as second:
             eventually(lambda: group.ranks[1].connected)

@@ -19,7 +19,7 @@ from tests.training.dense import Case
 from tests.training.node_workers import CALM, RANKS_PER_NODE, STEPS, OnNodes, train_on_nodes
 from tests.training.test_same_result import assert_same
 
-LOST = {"runtime lost", "no plan in time", "another rank holds no such plan"}
+LOST = {"runtime lost", "leader lost", "no plan in time", "another rank holds no such plan"}
 
 
 @needs_openssl
@@ -58,9 +58,10 @@ def test_training_on_two_nodes_survives_all_that_joins_them(tmp_path: Path) -> N
             assert set(reasons[step]) == {""}, (rank, reasons)
         assert "" not in reasons["link cut"], (rank, reasons)
         far = rank >= RANKS_PER_NODE
-        expected = "runtime lost" if far else "another rank holds no such plan"
+        expected = "leader lost" if far else "another rank holds no such plan"
         assert set(reasons["link still cut"]) == {expected}, (rank, reasons)
-        assert set(reasons["no leader"]) == {"runtime lost"}, (rank, reasons)
+        lost = "leader lost" if far else "runtime lost"
+        assert set(reasons["no leader"]) == {lost}, (rank, reasons)
         assert result["records"]["leader killed"][0].balanced  # what has arrived is still used
 
 
