@@ -141,7 +141,10 @@ class RankService(RankServiceServicer):
         self._draining = False
 
     def end_streams(self) -> None:
-        """End every plan stream; the ranks' clients look for the next daemon by themselves."""
+        """End every plan stream once it has sent all plans of the schedules accepted so far.
+
+        The ranks' clients look for the next daemon by themselves.
+        """
         self._draining = True
         self._published.notify()
 
@@ -155,9 +158,11 @@ class RankService(RankServiceServicer):
         group = self._coordinator.open_stream(request.ep_group, request.rank)
         try:
             number = 0
-            while not self._draining:
+            while True:
                 plan = self._coordinator.next_plan(request.ep_group, number)
                 if plan is None:
+                    if self._draining and not self._coordinator.is_planning(request.ep_group):
+                        return
                     await self._published.wait()
                     continue
                 number = plan.number
