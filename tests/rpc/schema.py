@@ -23,9 +23,21 @@ Named = TypeVar(
 
 
 def current_schema() -> FileDescriptorSet:
-    """Of the committed code, dependencies first."""
+    """Of the committed code, dependencies first; ``buf`` reads it too."""
     files = [FileDescriptorProto.FromString(module.DESCRIPTOR.serialized_pb) for module in MODULES]
+    for file in files:
+        for message in file.message_type:
+            _name_for_json(message)
     return FileDescriptorSet(file=files)
+
+
+def _name_for_json(message: DescriptorProto) -> None:
+    """Generated code leaves out the names that follow from the field's."""
+    for field in message.field:
+        first, *rest = field.name.split("_")
+        field.json_name = field.json_name or first + "".join(map(str.capitalize, rest))
+    for nested in message.nested_type:
+        _name_for_json(nested)
 
 
 def breaking_changes(earlier: FileDescriptorSet, later: FileDescriptorSet) -> list[str]:
