@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
@@ -33,9 +34,9 @@ def expert_histogram(
         raise InvalidInputError(
             f"skip: expected uint8 [{len(ids)}], got {skip.dtype} {list(skip.shape)}"
         )
-    unsigned = np.ascontiguousarray(ids).view(f"u{ids.dtype.itemsize}")
+    flat, stride = flat_rows(ids)
     histogram = np.zeros((ids.shape[1], num_experts), np.uint32)
-    token = _count(unsigned, largest_id(unsigned, num_experts), skip, histogram)
+    token = _count(flat, stride, ids.shape[2], largest_id(flat, num_experts), skip, histogram)
     if token >= 0:
         layer, choice = np.argwhere((ids[token] < 0) | (ids[token] >= num_experts))[0]
         raise InvalidInputError(
@@ -43,6 +44,23 @@ def expert_histogram(
             f"but there are {num_experts} experts"
         )
     return histogram
+
+
+def flat_rows(ids: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """``ids [tokens, layers, top_k]`` as unsigned, flat, and how far a row is from the next.
+
+    Layers that are a slice of what was carried are not copied.
+    """
+    tokens, layers, top_k = ids.shape
+    width, size = layers * top_k, ids.itemsize
+    if not ids.size:
+        return np.zeros(0, f"u{size}"), 0
+    beside = ids.strides[1:] == (top_k * size, size)
+    if not beside or ids.strides[0] % size or ids.strides[0] < width * size:
+        ids = np.ascontiguousarray(ids)
+    stride = ids.strides[0] // size
+    flat = as_strided(ids, ((tokens - 1) * stride + width,), (size,), writeable=False)
+    return flat.view(f"u{size}"), stride
 
 
 def largest_id(unsigned: NDArray[Any], num_experts: int) -> Any:
@@ -61,20 +79,25 @@ def warm_up() -> None:
 
 @kernel
 def _count(
-    ids: NDArray[Any], limit: Any, skip: NDArray[np.uint8], histogram: NDArray[np.uint32]
+    flat: NDArray[Any],
+    stride: int,
+    top_k: int,
+    limit: Any,
+    skip: NDArray[np.uint8],
+    histogram: NDArray[np.uint32],
 ) -> int:
-    """Add up ``ids``; the first token that has one beyond ``limit``, or -1."""
-    tokens, layers, top_k = ids.shape
-    for token in range(tokens):
+    """Add up the ids of ``flat_rows``; the first token that has one beyond ``limit``, or -1."""
+    layers = histogram.shape[0]
+    for token in range(len(skip)):
         if skip[token] != 0:
             continue
-        row = ids[token].reshape(layers * top_k)
-        largest = ids.dtype.type(0)
+        row = flat[token * stride : token * stride + layers * top_k]
+        largest = flat.dtype.type(0)
         for place in range(layers * top_k):
             largest = max(largest, row[place])  # far cheaper than a look at each before its use
         if largest > limit:
             return token
         for layer in range(layers):
             for choice in range(top_k):
-                histogram[layer, ids[token, layer, choice]] += np.uint32(1)
+                histogram[layer, row[layer * top_k + choice]] += np.uint32(1)
     return -1

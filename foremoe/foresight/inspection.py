@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.foresight.histogram import largest_id
+from foremoe.foresight.histogram import flat_rows, largest_id
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.routing import Fault, FaultKind, Routing, Row
 from foremoe.planner.kernel import kernel
@@ -59,7 +59,7 @@ def inspect(
     positions = model.positions(ids.shape[1], where)
     first, last = positions[0], positions[-1]
     if len(positions) == last + 1 - first:
-        ids = np.ascontiguousarray(ids[:, first : last + 1])
+        ids = ids[:, first : last + 1]
     else:
         ids = np.take(ids, positions, axis=1)
     known = np.zeros(len(ids), np.uint8) if rows is None else rows
@@ -84,17 +84,7 @@ def _examine(
 ) -> tuple[NDArray[np.uint8], tuple[Fault, ...]]:
     """Rows as they are, and the faults."""
     layers = len(model.layers)
-    blank, negative = np.zeros((2, len(ids)), np.int32)  # layers, by row
-    blank_rows = np.zeros(layers, np.int64)
-    unsigned = ids.view(f"u{ids.dtype.itemsize}")
-    suspicious = _suspicious(unsigned, largest_id(unsigned, model.num_experts))
-    sound = np.where(suspicious, known, np.uint8(1))
-    token, layer, expert = _scan(ids, sound, model.num_experts, blank, negative, blank_rows)
-    if token >= 0:
-        raise InvalidInputError(
-            f"{where}: row {token}, layer {model.layers[layer]} has expert {expert}, "
-            f"but the model has {model.num_experts} experts"
-        )
+    blank, negative, blank_rows = _unwritten(where, ids, model, known)
     recorded = int(np.count_nonzero((known == Row.PRESENT) & (negative == 0)))
     lost = blank_rows == recorded if recorded else np.zeros(layers, bool)
     if model.top_k == 1:
@@ -119,18 +109,43 @@ def _examine(
     return told, tuple(faults)
 
 
+def _unwritten(
+    where: str, ids: NDArray[Any], model: MoeModel, known: NDArray[np.uint8]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Layers with one expert only and layers with a negative id, by row; rows of the former, by
+    layer."""
+    layers = len(model.layers)
+    blank, negative = np.zeros((2, len(ids)), np.int32)
+    blank_rows = np.zeros(layers, np.int64)
+    flat, stride = flat_rows(ids)
+    limit = largest_id(flat, model.num_experts)
+    suspicious = _suspicious(flat, stride, len(ids), layers, model.top_k, limit)
+    closely = np.flatnonzero(suspicious & (known == Row.PRESENT))
+    found = np.zeros((2, len(closely)), np.int32)
+    place, layer, expert = _scan(ids[closely], model.num_experts, found[0], found[1], blank_rows)
+    if place >= 0:
+        raise InvalidInputError(
+            f"{where}: row {closely[place]}, layer {model.layers[layer]} has expert {expert}, "
+            f"but the model has {model.num_experts} experts"
+        )
+    blank[closely], negative[closely] = found
+    return blank, negative, blank_rows
+
+
 @kernel
-def _suspicious(ids: NDArray[Any], limit: Any) -> NDArray[np.bool_]:
+def _suspicious(
+    flat: NDArray[Any], stride: int, tokens: int, layers: int, top_k: int, limit: Any
+) -> NDArray[np.bool_]:
     """Rows to look at more closely: with an id beyond ``limit``, or a layer's first id again.
 
-    Nearly all rows are none of it, so this, all that runs over every id, has to be fast.
+    flat, stride: of ``flat_rows``. Nearly all rows are none of it, so this, all that runs over
+    every id, has to be fast.
     """
-    tokens, layers, top_k = ids.shape
     found = np.zeros(tokens, np.bool_)
     second = min(1, top_k - 1)
     for token in range(tokens):
-        row = ids[token].reshape(layers * top_k)
-        largest = row[0]
+        row = flat[token * stride : token * stride + layers * top_k]
+        largest = flat.dtype.type(0)
         for place in range(layers * top_k):
             largest = max(largest, row[place])
         again = False
@@ -144,7 +159,6 @@ def _suspicious(ids: NDArray[Any], limit: Any) -> NDArray[np.bool_]:
 @kernel
 def _scan(
     ids: NDArray[Any],
-    skip: NDArray[np.uint8],
     num_experts: int,
     blank: NDArray[np.int32],
     negative: NDArray[np.int32],
@@ -157,8 +171,6 @@ def _scan(
     """
     tokens, layers, top_k = ids.shape
     for token in range(tokens):
-        if skip[token] != 0:
-            continue
         for layer in range(layers):
             first = ids[token, layer, 0]
             largest, lowest, differs = first, first, top_k == 1 and first != 0
