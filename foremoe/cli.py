@@ -13,6 +13,7 @@ from foremoe.errors import ForemoeError, InvalidInputError
 
 COMMANDS = {
     "advise": "size EP, ETP, spare slots and host cache for a model and a cluster",
+    "check": "look whether this node is ready: versions, transports, limits, daemon",
     "completion": "print a script that completes commands and options in your shell",
     "config": "print what options are set to, and where each value comes from",
     "convert": "turn recorded routing of an engine or trainer into a trace for foremoe plan",

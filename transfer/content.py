@@ -8,7 +8,7 @@ expert's home reckoned over its weights.
 import struct
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 from torch import Tensor
 
 STAMP_BYTES = 64
@@ -31,7 +31,8 @@ class Content:
 def write_stamp(slab: Tensor, content: Content, checksum: int = 0) -> None:
     """Say that ``slab`` (uint8) holds ``content``."""
     stamp = _STAMP.pack(_MAGIC, content.layer, content.expert, content.generation, checksum)
-    slab[-STAMP_BYTES:][: _STAMP.size].numpy()[:] = np.frombuffer(stamp, np.uint8)
+    stamped = torch.frombuffer(bytearray(stamp), dtype=torch.uint8)
+    slab[-STAMP_BYTES:][: _STAMP.size].copy_(stamped)
 
 
 def erase_stamp(slab: Tensor) -> None:
@@ -41,6 +42,6 @@ def erase_stamp(slab: Tensor) -> None:
 
 def read_stamp(slab: Tensor) -> tuple[Content | None, int]:
     """What ``slab`` says it holds, None for nothing, and the checksum (0 if there is none)."""
-    stamp = slab[-STAMP_BYTES:].numpy().data
+    stamp = slab[-STAMP_BYTES:].cpu().numpy().data
     magic, layer, expert, generation, checksum = _STAMP.unpack_from(stamp)
     return (Content(layer, expert, generation) if magic == _MAGIC else None), checksum

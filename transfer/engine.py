@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -20,20 +21,21 @@ from foremoe.transfer.arguments import check_agreement, check_home_shape, check_
 from foremoe.transfer.budget import spend
 from foremoe.transfer.content import Content
 from foremoe.transfer.gradients import GradientCopy, GradientInbox, GradientSink, ReturnedGradient
-from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.ledger import Ledger, Promise
 from foremoe.transfer.paths import MicroStepPaths, PathSpeed
-from foremoe.transfer.peer import GlooPeerTransport, HomeWeights
 from foremoe.transfer.peer_rounds import PeerEnds
+from foremoe.transfer.peer_transport import HomeWeights
 from foremoe.transfer.replica import Replica
 from foremoe.transfer.schedule.links import Link
 from foremoe.transfer.schedule.micro_step import warm_up
 from foremoe.transfer.schedule.timetable import ANY_TIME, CopyWindow, LayerCopies
+from foremoe.transfer.selection import open_host, open_peer
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.speed import UNMEASURED, feed_back
 from foremoe.transfer.statistics import StatisticsRecorder, TransferStatistics
+from foremoe.transfer.ticket import mark
 
 SLOW_SECONDS = 5.0
 
@@ -46,7 +48,8 @@ class TransferEngine:
     For each use of a layer: ``promise`` (ahead of time), ``acquire``, compute, ``release``. The
     gradients that its replicas add up over several uses go home with ``return_gradients``, or by
     themselves when another expert needs the slot; ``collect_gradients`` waits until they are there.
-    After an optimizer step ``weights_changed``. Worker threads copy; every wait has a deadline.
+    After an optimizer step ``weights_changed``. Worker threads copy, or on a CUDA device streams
+    beside compute, which then waits on the device; every wait of a thread has a deadline.
 
     As many layers as the byte limit allows have slots at a time. With slots for all of them
     (``resident``) a replica stays from use to use; with fewer the layers take turns, and at most
@@ -71,6 +74,8 @@ class TransferEngine:
         speed: PathSpeed | None = None,
         home: NDArray[np.int32] | None = None,
         checksums: bool = False,
+        device: torch.device | None = None,
+        device_group: ProcessGroup | None = None,
         spans: SpanRecorder | None = None,
     ) -> None:
         """Construct on all ranks of the EP group together.
@@ -80,8 +85,9 @@ class TransferEngine:
         elsewhere computed for own experts, by (layer, expert, rank); only for training.
         limit_bytes: for slots and returning gradients. wait_seconds: how long any wait lasts at
         most; one send or receive may last half of it. home: int32 ``[L, E]``, contiguous homes by
-        default. checksums: verify every replica's bytes before each use; slow. spans: takes copies
-        and waits.
+        default. checksums: verify every replica's bytes before each use; slow. device: of slots and
+        weights, the CPU by default; peer_group is gloo for any, device_group an NCCL group of the
+        same ranks for those on CUDA. spans: takes copies and waits.
 
         Raises ExhaustedError when ``limit_bytes`` does not suffice, InvalidInputError on arguments
         that cannot work, ConflictError when the ranks' arguments differ.
@@ -121,25 +127,37 @@ class TransferEngine:
         self._promised: list[LayerCopies] = []  # their copies wait for the end of ``together``
         self._nested = 0
         self._statistics = StatisticsRecorder(len(layers), spans)
-        self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums)
-        self._inbox = GradientInbox(layout.gradient_layout())
+        self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums, device)
+        self._inbox = GradientInbox(layout.gradient_layout(), device)
         warm_up()  # no deadline runs yet
         if peer_group is not None:
             everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
-            agreed = (everyone_knows, budget, speed, home.tobytes(), checksums)
+            agreed = (
+                everyone_knows,
+                budget,
+                speed,
+                home.tobytes(),
+                checksums,
+                self._pool.device.type,
+            )
             check_agreement(agreed, peer_group, wait_seconds)
         self._paths = MicroStepPaths(topology, speed, layout.payload_bytes)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
         path_seconds = wait_seconds / 2
         self._host = (
-            SharedMemoryTransport(rank, cache, self._pool, self._statistics, path_seconds)
-            if cache
-            else None
+            open_host(rank, cache, self._pool, self._statistics, path_seconds) if cache else None
         )
         ends = PeerEnds(self._pool, self._inbox, layout, self._statistics, checksums)
         self._peer = (
-            GlooPeerTransport(
-                rank, topology, peer_group, ends, home_weights, self._host, path_seconds
+            open_peer(
+                rank,
+                topology,
+                peer_group,
+                device_group,
+                ends,
+                home_weights,
+                self._host,
+                path_seconds,
             )
             if peer_group is not None and topology.ranks > 1
             else None
@@ -265,7 +283,10 @@ class TransferEngine:
             _log.warning(
                 "degraded: slow copies: layer %d waited %.1f s for its replicas", layer, exposed
             )
+        begun = mark(self._pool.device, timed=True)
         self._pool.use(kept, contents)
+        ended = mark(self._pool.device, timed=True)
+        self._statistics.add_exposed_between(self._ledger.row(layer), begun, ended)
         promise.acquired, promise.with_gradients = True, with_gradients and self.training
         return [
             Replica.in_use(self._pool, slot, content, self._gradients(promise, slot))
@@ -337,6 +358,9 @@ class TransferEngine:
         own = self._own_weights(home)
         self.abandon()
         self._pool.wait_all_free(self._wait_seconds)
+        for transport in (self._host, self._peer):
+            if transport is not None:
+                transport.settle(self._wait_seconds)
         self._pool.forget_all()
         self._ledger.forget(home)
         self._paths.restart()
@@ -344,6 +368,8 @@ class TransferEngine:
         crash_point(CrashPoint.GENERATION)
         if self._cache is not None:
             self._publish(self._cache, own)
+        if self._peer is not None:
+            self._peer.weights_changed(own, self.generation)
 
     def statistics(self) -> TransferStatistics:
         """What happened since the last call."""

@@ -5,11 +5,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ForemoeError, TransferError
 from foremoe.transfer.slab import SlabLayout, aligned_buffer
+from foremoe.transfer.ticket import DONE, Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +44,27 @@ GradientSink = Callable[[Sequence[ReturnedGradient]], None]
 class GradientInbox:
     """Buffers for gradients under way, taken when first needed, and those that have arrived."""
 
-    def __init__(self, layout: SlabLayout) -> None:
+    def __init__(self, layout: SlabLayout, device: torch.device | None = None) -> None:
         self.layout = layout
+        self._device = device
         self._changed = threading.Condition()
         self._free: list[Tensor] = []
         self._expected = 0
-        self._arrived: list[tuple[GradientCopy, Tensor]] = []
+        self._arrived: list[tuple[GradientCopy, Tensor, Ticket]] = []
         self._error: ForemoeError | None = None
 
     def expect(self, copies: Sequence[GradientCopy]) -> list[Tensor]:
         """Buffers (uint8 slabs) for ``copies``, which ``collect`` then waits for."""
         with self._changed:
             new = max(0, len(copies) - len(self._free))
-            self._free += [aligned_buffer(self.layout.nbytes) for _ in range(new)]
+            self._free += [aligned_buffer(self.layout.nbytes, self._device) for _ in range(new)]
             self._expected += len(copies)
             return [self._free.pop() for _ in copies]
 
-    def arrive(self, copy: GradientCopy, slab: Tensor) -> None:
+    def arrive(self, copy: GradientCopy, slab: Tensor, ticket: Ticket = DONE) -> None:
+        """``ticket`` says when the device has the bytes; whoever takes them waits for it."""
         with self._changed:
-            self._arrived.append((copy, slab))
+            self._arrived.append((copy, slab, ticket))
             crash_point(CrashPoint.GRADIENTS_ARRIVED)
             self._changed.notify_all()
 
@@ -89,14 +93,16 @@ class GradientInbox:
             error, self._error = self._error, None
         if error is not None:
             raise error
-        arrived.sort(key=lambda pair: (pair[0].layer, pair[0].expert, pair[0].rank))
+        arrived.sort(key=lambda one: (one[0].layer, one[0].expert, one[0].rank))
+        for _, _, ticket in arrived:
+            ticket.wait()
         if arrived:
             sink(
                 [
                     ReturnedGradient(copy.layer, copy.expert, copy.rank, self.layout.views(slab))
-                    for copy, slab in arrived
+                    for copy, slab, _ in arrived
                 ]
             )
             crash_point(CrashPoint.GRADIENTS_HOME)
         with self._changed:
-            self._free += [slab for _, slab in arrived]
+            self._free += [slab for _, slab, _ in arrived]

@@ -10,12 +10,15 @@ from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder
-from foremoe.transfer.transport import Probe, Transport
+from foremoe.transfer.transport import HostTransport, ProbeSite
+from foremoe.transfer.trial import try_host
 from foremoe.transfer.worker import Worker
 
 
-class SharedMemoryTransport(Transport):
+class SharedMemoryTransport(HostTransport):
     """Serves experts whose home is on this node."""
+
+    name = "shared-memory host copy"
 
     def __init__(
         self,
@@ -32,16 +35,12 @@ class SharedMemoryTransport(Transport):
         self._wait_seconds = wait_seconds
         self._worker = Worker(f"foremoe-host-copy-{rank}", pool.fail_all)
 
-    def probe(self) -> Probe:
-        return Probe(True, f"host cache of {self._cache.nbytes} bytes is mapped")
-
     def post(self, copies: Sequence[Copy], generation: int) -> None:
         for copy in copies:
             if copy.destination == self._rank and copy.path is Path.HOST:
                 self._worker.post(partial(self.fill, copy, generation))
 
     def fill(self, copy: Copy, generation: int) -> None:
-        """Do one copy on the calling thread; also the way out when the peer path is lost."""
         try:
             slab = self._pool.begin_fill(copy.slot, self._wait_seconds)
             began = time.monotonic()
@@ -57,6 +56,13 @@ class SharedMemoryTransport(Transport):
         self._statistics.spans.add(
             "host", f"expert {copy.expert}", round(1e9 * began), copy.layer, nbytes
         )
+
+    @classmethod
+    def _try(cls, site: ProbeSite) -> str:
+        return try_host(cls, site)
+
+    def settle(self, wait_seconds: float) -> None:
+        """Nothing to wait for: a slot is not free before its copy has ended."""
 
     def close(self, wait_seconds: float) -> None:
         self._worker.close(wait_seconds)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -144,13 +145,37 @@ class HostExpertCache:
         Raises StaleGenerationError when the cache holds another generation (or another expert)
         before or after the copy; ``out`` is then undefined.
         """
-        self._check_record(layer, expert, generation)
+        self.check(layer, expert, generation)
         out.copy_(self.slab(layer, expert))
-        self._check_record(layer, expert, generation)
+        self.check(layer, expert, generation)
+
+    def check(self, layer: int, expert: int, generation: int) -> None:
+        """Raise StaleGenerationError unless the cache holds this generation of the expert now."""
+        row, entry = self._place(layer, expert)
+        found, found_expert = self._records[row, entry].tolist()
+        if found == _WRITING:
+            held = "is being written"
+        elif (found, found_expert) != (generation, expert):
+            held = f"holds generation {found} (expert {found_expert})"
+        else:
+            return
+        raise StaleGenerationError(
+            f"host cache: layer {layer} expert {expert} {held}, generation {generation} was asked "
+            "for"
+        )
 
     def slab(self, layer: int, expert: int) -> Tensor:
         """The expert's slab in shared memory, uint8; what it holds may change at any time."""
         return self._slabs[self._place(layer, expert)]
+
+    @property
+    def slabs(self) -> Tensor:
+        """All slabs one after the other, uint8; they start on a page."""
+        return self._slabs.view(-1)
+
+    def turn(self, wait_seconds: float) -> AbstractContextManager[None]:
+        """What the node's ranks must do one at a time; see ``CacheFile.turn``."""
+        return self._file.turn(wait_seconds)
 
     def announce(self, local_rank: int, progress: int) -> None:
         """Tell the node's other ranks how far this one is; ``progress`` only grows."""
@@ -177,17 +202,3 @@ class HostExpertCache:
                 f"host cache: layer {layer} expert {expert} is not on this node"
             )
         return self._row[layer], entry
-
-    def _check_record(self, layer: int, expert: int, generation: int) -> None:
-        row, entry = self._place(layer, expert)
-        found, found_expert = self._records[row, entry].tolist()
-        if found == _WRITING:
-            held = "is being written"
-        elif (found, found_expert) != (generation, expert):
-            held = f"holds generation {found} (expert {found_expert})"
-        else:
-            return
-        raise StaleGenerationError(
-            f"host cache: layer {layer} expert {expert} {held}, generation {generation} was asked "
-            "for"
-        )

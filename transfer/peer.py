@@ -1,9 +1,8 @@
 """The peer path on CPU: slabs between ranks over gloo, in a process group of its own."""
 
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -16,27 +15,28 @@ from foremoe.errors import TransferError
 from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy
-from foremoe.transfer.host import SharedMemoryTransport
 from foremoe.transfer.peer_rounds import FillRound, GradientRound, PeerEnds, PeerRound, Wire
+from foremoe.transfer.peer_transport import Experts, HomeWeights, PeerTransport
 from foremoe.transfer.schedule.rounds import rounds, rounds_in_order
-from foremoe.transfer.transport import Probe, Transport
+from foremoe.transfer.ticket import Ticket, mark, side_stream
+from foremoe.transfer.transport import HostTransport, Probed, ProbeSite
+from foremoe.transfer.trial import try_peer
 from foremoe.transfer.worker import Worker
-
-HomeWeights = Callable[[int, int], Mapping[str, Tensor]]
 
 ROUNDS_IN_FLIGHT = 2  # one moves its bytes while the next one shakes hands
 
-_log = logging.getLogger("foremoe.transfer")
 
-
-class GlooPeerTransport(Transport):
+class GlooPeerTransport(PeerTransport, Probed):
     """One worker thread issues every send and receive, on all ranks in the same order.
 
     The order is that of ``post``, copies as given, and of ``post_gradients``, which all ranks must
     call alike; both are dealt into rounds. A round waits for nothing but earlier rounds, so the
-    ranks cannot wait for each other in a circle. When the path is lost, later rounds of this rank
-    read the host cache where it serves, and fail where it does not.
+    ranks cannot wait for each other in a circle. Slots on a CUDA device are served by way of host
+    memory, which is slow and blocks the thread that posts.
     """
+
+    name = "gloo peer"
+    path = Path.PEER
 
     def __init__(
         self,
@@ -45,15 +45,12 @@ class GlooPeerTransport(Transport):
         group: ProcessGroup,
         ends: PeerEnds,
         home_weights: HomeWeights,
-        host: SharedMemoryTransport | None,
+        host: HostTransport | None,
         wait_seconds: float,
     ) -> None:
-        self._rank = rank
-        self._topology = topology
+        super().__init__(rank, topology, ends, host)
         self._group = group
-        self._ends = ends
         self._home_weights = home_weights
-        self._host = host
         self._timeout = timedelta(seconds=wait_seconds)
         self._rounds = 0
         self._flying: deque[tuple[PeerRound, Sequence[Work], int]] = deque()
@@ -61,18 +58,14 @@ class GlooPeerTransport(Transport):
         self._landed_ns = 0
         self._received = 0
         self._far = False  # whether some of it came from another node
-        self._lost: TransferError | None = None
         self._worker = Worker(f"foremoe-peer-copy-{rank}", self._died, when_idle=self._land)
+        stream = side_stream(ends.pool.device)
+        if stream is not None:
+            self._worker.post(partial(torch.cuda.set_stream, stream))
 
-    @property
-    def lost(self) -> bool:
-        """Whether the path broke; it does not come back."""
-        return self._lost is not None
-
-    def probe(self) -> Probe:
-        if self._lost is not None:
-            return Probe(False, str(self._lost))
-        return Probe(True, f"gloo group of {self._group.size()} ranks")
+    @classmethod
+    def _try(cls, site: ProbeSite) -> str:
+        return try_peer(cls, site)
 
     def post(self, copies: Sequence[Copy], generation: int) -> None:
         peer = [copy for copy in copies if copy.path is Path.PEER]
@@ -87,10 +80,16 @@ class GlooPeerTransport(Transport):
     def post_gradients(
         self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor], generation: int
     ) -> None:
-        """Queue the way home of replica gradients; ``buffers`` are for those of own experts."""
         own = [copy for copy in copies if copy.home == self._rank]
         into = dict(zip(own, buffers, strict=True))
-        self._worker.post(partial(self._return, copies, into, generation))
+        computed = mark(self._ends.pool.device)
+        self._worker.post(partial(self._return, copies, into, generation, computed))
+
+    def weights_changed(self, own: Experts, generation: int) -> None:
+        """Nothing to do: weights are read when copies are posted."""
+
+    def settle(self, wait_seconds: float) -> None:
+        """Nothing to wait for: a slot is not free before its copy has ended."""
 
     def close(self, wait_seconds: float) -> None:
         if not self._worker.close(wait_seconds):
@@ -101,7 +100,8 @@ class GlooPeerTransport(Transport):
         """An expert's tensors in slab order; each is one message."""
         tensors, layout = self._home_weights(layer, expert), self._ends.layout
         layout.check(tensors)
-        return {place.name: tensors[place.name].detach().contiguous() for place in layout.places}
+        sent = {place.name: tensors[place.name].detach() for place in layout.places}
+        return {name: tensor.contiguous().cpu() for name, tensor in sent.items()}
 
     def _fill(
         self,
@@ -116,7 +116,7 @@ class GlooPeerTransport(Transport):
                 [(copy, outgoing[copy]) for copy in dealt if copy.source == self._rank],
                 [copy for copy in dealt if copy.destination == self._rank],
                 generation,
-                self._other_path,
+                self._fill_otherwise,
             )
             takes_part = any(self._rank in (copy.source, copy.destination) for copy in dealt)
             self._start(mine, takes_part)
@@ -126,7 +126,9 @@ class GlooPeerTransport(Transport):
         copies: Sequence[GradientCopy],
         into: Mapping[GradientCopy, Tensor],
         generation: int,
+        computed: Ticket,
     ) -> None:
+        computed.wait()
         for indices in rounds([(copy.rank, copy.home) for copy in copies]):
             dealt = [copies[index] for index in indices]
             mine = GradientRound(
@@ -154,8 +156,7 @@ class GlooPeerTransport(Transport):
                 began = time.monotonic_ns()
                 self._flying.append((mine, mine.begin(wire), began))
             except (RuntimeError, TransferError) as error:
-                self._lose(error)
-                mine.give_up(self._lost_error())
+                mine.give_up(self._lose(error))
         else:
             mine.give_up(self._lost)
 
@@ -168,8 +169,7 @@ class GlooPeerTransport(Transport):
             for work in works:
                 work.wait(self._timeout)
         except RuntimeError as error:
-            self._lose(error)
-            oldest.give_up(self._lost_error())
+            oldest.give_up(self._lose(error))
         else:
             received = oldest.end()
             self._received += received
@@ -190,27 +190,12 @@ class GlooPeerTransport(Transport):
         self._ends.pool.fail_all(error)
         self._ends.inbox.fail(error)
 
-    def _other_path(self, copy: Copy, generation: int, error: TransferError) -> None:
-        """Fill a slot of this rank without the peer path, or fail it."""
-        if self._host is not None and not self._is_far(copy.source):
-            self._host.fill(copy, generation)
-        else:
-            self._ends.pool.fail(copy.slot, error)
-
-    def _is_far(self, rank: int) -> bool:
-        return self._topology.node_of(rank) != self._topology.node_of(self._rank)
-
-    def _lose(self, error: Exception) -> None:
-        if self._lost is not None:
-            return
-        self._lost = TransferError(f"peer path lost on rank {self._rank}: {error}")
-        way_out = "the host cache serves in its place" if self._host else "there is no host cache"
-        _log.warning("peer path lost on rank %d (%s); %s", self._rank, error, way_out)
-        self._break_pairs()
-
-    def _lost_error(self) -> TransferError:
-        assert self._lost is not None
-        return self._lost
+    def _lose(self, error: Exception) -> TransferError:
+        known = self._lost is not None
+        lost = super()._lose(error)
+        if not known:
+            self._break_pairs()
+        return lost
 
     def _break_pairs(self) -> None:
         """Make every rank's pending sends and receives fail now rather than at their deadline.

@@ -16,6 +16,7 @@ from foremoe.transfer.gradients import GradientCopy, GradientInbox
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool, SlotState
 from foremoe.transfer.statistics import StatisticsRecorder
+from foremoe.transfer.ticket import Ticket, mark
 
 _SEQUENCE_BITS = 12
 _SEQUENCES = (1 << _SEQUENCE_BITS) - 64  # room for the messages of the last round
@@ -53,6 +54,21 @@ class Wire:
     def _tag(self, content: Content) -> int:
         digest = zlib.crc32(str(content).encode()) % _DIGESTS
         return (digest << _SEQUENCE_BITS) + self._first
+
+
+class Landing:
+    """Where a message for ``target`` arrives: there, or in host memory if that is on a device."""
+
+    def __init__(self, target: Tensor) -> None:
+        self.target = target
+        self.host = target
+        if target.device.type != "cpu":
+            self.host = torch.empty(target.shape, dtype=target.dtype, pin_memory=True)
+
+    def forward(self) -> None:
+        """Copy it on to the device, on the current stream."""
+        if self.host is not self.target:
+            self.target.copy_(self.host, non_blocking=True)
 
 
 class PeerRound(ABC):
@@ -111,6 +127,7 @@ class FillRound(PeerRound):
         self._generation = generation
         self._other_path = other_path
         self._checksum = torch.zeros(1, dtype=torch.int64)
+        self._landings: list[Landing] = []
 
     def ready(self) -> bool:
         return all(self._ends.pool.state(copy.slot) is SlotState.FREE for copy in self._incoming)
@@ -119,7 +136,8 @@ class FillRound(PeerRound):
         ends, works = self._ends, []
         for copy in self._incoming:
             ends.pool.begin_fill(copy.slot, wait_seconds=0.0)
-            into = list(ends.pool.weight_views(copy.slot).values())
+            self._landings = [Landing(view) for view in ends.pool.weight_views(copy.slot).values()]
+            into = [landing.host for landing in self._landings]
             into += [self._checksum] if ends.checksums else []
             works += wire.receive(into, copy.source, self._content(copy))
         for copy, tensors in self._outgoing:
@@ -133,14 +151,16 @@ class FillRound(PeerRound):
         ends = self._ends
         for copy in self._incoming:
             content = self._content(copy)
-            write_stamp(ends.pool.weights(copy.slot), content, int(self._checksum.item()))
-            ends.pool.end_fill(copy.slot, content)
+            for landing in self._landings:
+                landing.forward()
+            if ends.pool.stamps:
+                write_stamp(ends.pool.weights(copy.slot), content, int(self._checksum.item()))
+            ends.pool.end_fill(copy.slot, content, mark(ends.pool.device))
             ends.statistics.add_copy(Path.PEER, ends.layout.payload_bytes)
         return len(self._incoming) * ends.layout.payload_bytes
 
     def give_up(self, error: TransferError) -> None:
         for copy in self._incoming:
-            self._ends.pool.undo_fill(copy.slot)
             self._other_path(copy, self._generation, error)
 
     def sources(self) -> list[int]:
@@ -170,20 +190,24 @@ class GradientRound(PeerRound):
         self._outgoing = outgoing
         self._incoming = incoming
         self._generation = generation
+        self._landings = [Landing(buffer) for buffer in incoming.values()]
 
     def begin(self, wire: Wire) -> list[Work]:
         works: list[Work] = []
-        for copy, buffer in self._incoming.items():
-            works += wire.receive([buffer], copy.rank, self._content(copy))
+        for copy, landing in zip(self._incoming, self._landings, strict=True):
+            works += wire.receive([landing.host], copy.rank, self._content(copy))
         for copy in self._outgoing:
-            slab = self._ends.pool.gradients(copy.slot)
+            slab = self._ends.pool.gradients(copy.slot).cpu()
             works += wire.send([slab], copy.home, self._content(copy))
         return works
 
     def end(self) -> int:
         received = 0
+        for landing in self._landings:
+            landing.forward()
+        there: Ticket = mark(self._ends.pool.device)
         for copy, buffer in self._incoming.items():
-            self._ends.inbox.arrive(copy, buffer)
+            self._ends.inbox.arrive(copy, buffer, there)
             self._ends.statistics.add_gradient(buffer.numel())
             received += buffer.numel()
         self._free_slots()

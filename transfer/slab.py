@@ -94,7 +94,7 @@ class SlabLayout:
         total = 0
         for place in self.places:
             flat = tensors[place.name].detach().contiguous().view(-1).view(torch.uint8)
-            total = zlib.crc32(flat.numpy().data, total)
+            total = zlib.crc32(flat.cpu().numpy().data, total)
         return total
 
     def check(self, tensors: Mapping[str, Tensor]) -> None:
@@ -124,8 +124,8 @@ def align(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def aligned_buffer(nbytes: int) -> Tensor:
-    """uint8 ``[nbytes]`` of private memory that starts on a page."""
-    raw = torch.empty(nbytes + SLAB_ALIGNMENT, dtype=torch.uint8)
+def aligned_buffer(nbytes: int, device: torch.device | None = None) -> Tensor:
+    """uint8 ``[nbytes]`` of memory of its own that starts on a page; on the CPU by default."""
+    raw = torch.empty(nbytes + SLAB_ALIGNMENT, dtype=torch.uint8, device=device)
     start = -raw.data_ptr() % SLAB_ALIGNMENT
     return raw[start : start + nbytes]

@@ -6,12 +6,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor
 
 from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ForemoeError, StaleGenerationError, TransferError
 from foremoe.transfer.content import Content, erase_stamp, read_stamp
 from foremoe.transfer.slab import SlabLayout, aligned_buffer
+from foremoe.transfer.ticket import DONE, Ticket, mark
 
 
 class SlotState(StrEnum):
@@ -54,13 +56,30 @@ class _Slot:
     error: ForemoeError | None = None
     gradients_dirty: bool = True
     uses: int = 0
+    filled: Ticket = DONE  # the last copy into the slot is there
+    freed: Ticket = DONE  # the last use of the slot has ended
 
 
 class SlotPool:
-    """A rank's slots, by number, all of one slab layout. Thread-safe; every wait has a deadline."""
+    """A rank's slots, by number, all of one slab layout. Thread-safe; every wait has a deadline.
 
-    def __init__(self, slots: int, layout: SlabLayout, training: bool, checksums: bool) -> None:
+    On a CUDA device the states are the host's view: what a state says has been enqueued, and the
+    slot's tickets keep the device in order. Stamps live in device memory, so only checksum mode
+    reads them there (``stamps``); it waits for the device.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        layout: SlabLayout,
+        training: bool,
+        checksums: bool,
+        device: torch.device | None = None,
+    ) -> None:
         """training: with gradient slabs. checksums: verify a slot's bytes when it is used."""
+        self.device = torch.device("cpu") if device is None else device
+        self.training = training
+        self.stamps = checksums or self.device.type == "cpu"
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._layout = layout
@@ -69,7 +88,7 @@ class SlotPool:
         gradient_layout = layout.gradient_layout() if training else None
         each = slot_bytes(layout, training)
         self.nbytes = slots * each
-        memory = aligned_buffer(self.nbytes)
+        memory = aligned_buffer(self.nbytes, self.device)
         self._slots = [
             _make_slot(memory[start : start + each], layout, gradient_layout)
             for start in range(0, self.nbytes, each)
@@ -98,17 +117,24 @@ class SlotPool:
             self._slots[slot].error = None
 
     def begin_fill(self, slot: int, wait_seconds: float) -> Tensor:
-        """Wait until the slot is free, then claim it; returns its slab to copy into."""
+        """Wait until the slot is free, then claim it; returns its slab to copy into.
+
+        The current stream waits for the slot's last use.
+        """
         with self._lock:
             self._wait([slot], lambda s: s.state is FREE, wait_seconds, "become free")
             found = self._move(slot, FREE, FILLING)
             found.content = None
-            erase_stamp(found.weights)
+            found.freed.wait()
+            if self.stamps:
+                erase_stamp(found.weights)
             return found.weights
 
-    def end_fill(self, slot: int, content: Content) -> None:
+    def end_fill(self, slot: int, content: Content, ticket: Ticket = DONE) -> None:
+        """FILLING -> READY; ``ticket`` says when the device has the bytes."""
         with self._lock:
-            self._move(slot, FILLING, READY).content = content
+            found = self._move(slot, FILLING, READY)
+            found.content, found.filled = content, ticket
 
     def undo_fill(self, slot: int) -> None:
         """FILLING -> FREE (or stay FREE): the copy broke off, another path will try."""
@@ -154,12 +180,15 @@ class SlotPool:
     def use(self, kept: Collection[int], promised: Mapping[int, Content]) -> None:
         """READY (FREE or OWING for ``kept``, by way of READY) -> IN_USE, all or none.
 
-        Raises the error with which a fill failed, or as ``check``.
+        The current stream waits for the copies. Raises the error with which a fill failed, or as
+        ``check``.
         """
         for slot, content in promised.items():
-            error = self._slots[slot].error
-            if error is not None:
-                raise error
+            found = self._slots[slot]
+            if found.error is not None:
+                raise found.error
+            found.filled.wait()
+            found.freed.wait()  # gradients that went home are zeroed beside compute
             self.check(slot, content)
         with self._lock:
             for slot in kept:
@@ -173,7 +202,7 @@ class SlotPool:
         With checksums, raises TransferError when its bytes are not those its home published.
         """
         found = self._slots[slot]
-        stamped, checksum = read_stamp(found.weights)
+        stamped, checksum = read_stamp(found.weights) if self.stamps else (found.content, 0)
         if not found.content == stamped == promised:
             raise StaleGenerationError(
                 f"slot {slot}: {promised} was promised but it holds {found.content}, stamped "
@@ -202,6 +231,7 @@ class SlotPool:
     def release(self, slot: int, owing: bool) -> None:
         """IN_USE -> FREE, or OWING if its gradients must still go home; the content stays known."""
         with self._lock:
+            self._slots[slot].freed = mark(self.device)
             self._move(slot, IN_USE, OWING if owing else FREE)
 
     def hold_gradients(self, slot: int) -> None:
@@ -214,12 +244,14 @@ class SlotPool:
         self.gradients(slot).zero_()
         self._slots[slot].gradients_dirty = False
         with self._lock:
+            self._slots[slot].freed = mark(self.device)
             self._move(slot, GRADS, FREE)
 
     def abandon(self, slot: int) -> None:
         """READY -> FREE (or stay FREE if the fill failed)."""
         with self._lock:
             if self._slots[slot].state is READY:
+                self._slots[slot].freed = self._slots[slot].filled
                 self._move(slot, READY, FREE)
 
     def forget_all(self) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from foremoe.timeline.recorder import SpanRecorder
 from foremoe.transfer.copies import Path
 from foremoe.transfer.schedule.links import Link
+from foremoe.transfer.ticket import Ticket
 
 SAMPLES = 256
 
@@ -42,11 +43,18 @@ class StatisticsRecorder:
         self.spans = spans or SpanRecorder()
         self._lock = threading.Lock()
         self._now = TransferStatistics(np.zeros(layers))
+        self._waits: list[tuple[int, Ticket, Ticket]] = []
         self._speeds = {link: deque[float](maxlen=SAMPLES) for link in Link}
 
     def take(self) -> TransferStatistics:
         with self._lock:
             taken = self._now
+            waits, self._waits = self._waits, []
+            for row, begun, ended in waits:
+                if ended.done():
+                    taken.exposed_seconds[row] += ended.seconds_since(begun)
+                else:
+                    self._waits.append((row, begun, ended))
             self._now = TransferStatistics(np.zeros_like(taken.exposed_seconds))
             return taken
 
@@ -65,6 +73,13 @@ class StatisticsRecorder:
         """``row`` is the layer's position among the engine's layers."""
         with self._lock:
             self._now.exposed_seconds[row] += seconds
+
+    def add_exposed_between(self, row: int, begun: Ticket, ended: Ticket) -> None:
+        """Time the device waited, counted once it is known."""
+        if begun is ended:
+            return
+        with self._lock:
+            self._waits.append((row, begun, ended))
 
     def add_exposed_gradients(self, seconds: float) -> None:
         with self._lock:

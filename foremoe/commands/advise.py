@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Weigh all divisions, print them and what is advised."""
-    limits = _limits(options)
+    limits = limits_of(options)
     target = machine(options.model, options.cluster, None)
     ways, advice = divisions(target, limits), advise(target, limits)
     if options.json:
@@ -73,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _limits(options: argparse.Namespace) -> Limits:
+def limits_of(options: argparse.Namespace) -> Limits:
+    """Raises InvalidInputError for options out of range."""
     for name in ("gpu_gib", "host_gib", "tokens_per_rank", "micro_steps_per_mini_batch"):
         if getattr(options, name) <= 0:
             option = name.replace("_", "-")

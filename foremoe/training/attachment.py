@@ -86,7 +86,7 @@ def open_session(
     if not homes or homes[0].device.type != "cpu":
         raise InvalidInputError(
             "attach: needs at least one MoE layer with its weights on the CPU; "
-            "transports for other devices are not there yet"
+            "transports for CUDA exist, but none of it was ever run there"
         )
     if optimizers:
         for one in homes:

@@ -28,12 +28,20 @@ def layout(dtype: torch.dtype = torch.bfloat16) -> SlabLayout:
     return SlabLayout.from_shapes(SHAPES, dtype)
 
 
-def true_weights(generation: int, layer: int, expert: int, slab: SlabLayout) -> dict[str, Tensor]:
+def true_weights(
+    generation: int,
+    layer: int,
+    expert: int,
+    slab: SlabLayout,
+    device: torch.device | None = None,
+) -> dict[str, Tensor]:
     """Small integers, exact in every dtype, that differ between experts and generations."""
     seed = generation * 10_000 + layer * 100 + expert
     generator = torch.Generator().manual_seed(seed)
     return {
-        place.name: torch.randint(-128, 128, place.shape, generator=generator).to(slab.dtype)
+        place.name: torch.randint(-128, 128, place.shape, generator=generator).to(
+            device, slab.dtype
+        )
         for place in slab.places
     }
 
@@ -59,6 +67,7 @@ class ToyRank:
         self.experts = experts
         self.home = contiguous_homes(len(LAYERS), experts, ranks)
         self.generation = 0
+        self.device: torch.device | None = options.get("device")
         self.topology = options.pop("topology", Topology(ranks, ranks))
         self.cache = None if directory is None else self._open_cache(directory)
         self.group = dist.new_group(backend="gloo") if peer else None
@@ -130,7 +139,8 @@ class ToyRank:
             truth = true_weights(self.generation, layer, replica.expert, self.layout)
             assert replica.weights.keys() == truth.keys()
             for name, tensor in truth.items():
-                assert torch.equal(replica.weights[name], tensor), (layer, replica.expert, name)
+                held = replica.weights[name].cpu()
+                assert torch.equal(held, tensor), (layer, replica.expert, name)
             for gradient in (replica.gradients or {}).values() if fresh else ():
                 assert not gradient.any(), "gradients must start at zero"
         return replicas
@@ -151,7 +161,7 @@ class ToyRank:
         for row, layer in enumerate(LAYERS):
             for expert in np.flatnonzero(self.home[row] == self.rank).tolist():
                 self.parameters[layer, expert] = true_weights(
-                    generation, layer, expert, self.layout
+                    generation, layer, expert, self.layout, self.device
                 )
 
     def _open_cache(self, directory: Path) -> HostExpertCache:
