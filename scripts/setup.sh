@@ -38,7 +38,7 @@ PY
 cuda_version=${cuda_torch%% *}
 
 stamp=.venv/.foremoe-setup
-want=$( (cat pyproject.toml constraints.txt scripts/setup.sh; echo "$cuda_torch"; "$python" -V) | cksum)
+want=$( (cat pyproject.toml constraints.txt requirements/*.txt scripts/setup.sh; echo "$cuda_torch"; "$python" -V) | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
     exit 0
 fi
@@ -63,8 +63,8 @@ fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
     -c .venv/constraints.txt -e '.[megatron,transformers,report,test,dev]' ||
     fail "pip could not install the packages; its message is above (is the network or index reachable?)"
-# What the tests import of torchtitan, and no more: all it asks for is 100 MB of packages.
+# What the tests import of torchtitan; pip would add all that it asks for.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-    -c .venv/constraints.txt torchtitan spmd_types tyro docstring-parser ||
+    --require-hashes -r requirements/torchtitan.txt ||
     fail "pip could not install torchtitan for the tests; its message is above"
 echo "$want" >"$stamp"
