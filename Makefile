@@ -1,5 +1,5 @@
 # `make demo` and `make test` set up .venv and need nothing but Python 3.11+, git and make.
-.PHONY: demo test lint tests setup rpc clean
+.PHONY: demo test lint tests docs setup rpc clean
 
 DEMO_FLAGS ?=
 
@@ -15,6 +15,9 @@ lint: setup
 
 tests: setup
 	@.venv/bin/pytest
+
+docs: setup  # into build/docs; every link must lead somewhere
+	@.venv/bin/python -m sphinx -W --keep-going -q docs build/docs
 
 rpc: setup
 	@.venv/bin/python scripts/generate_rpc.py

@@ -61,7 +61,7 @@ else
     cp constraints.txt .venv/constraints.txt
 fi
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    -c .venv/constraints.txt -e '.[megatron,transformers,report,test,dev]' ||
+    -c .venv/constraints.txt -e '.[megatron,transformers,report,docs,test,dev]' ||
     fail "pip could not install the packages; its message is above (is the network or index reachable?)"
 # What the tests import of torchtitan; pip would add all that it asks for.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \

@@ -1,7 +1,9 @@
 """``foremoe report RUN``: one HTML page of figures, readable without a network.
 
 RUN is what other commands wrote, or a folder of such files: plans (``foremoe plan --plans``), the
-JSON of ``foremoe plan`` or ``foremoe demo``, a Chrome trace (``foremoe simulate --timeline``).
+JSON of ``foremoe plan`` or ``foremoe demo``, a Chrome trace (``--timeline`` of ``foremoe simulate``
+or ``demo``). A folder in which ranks and daemons left their timelines counts as one run;
+``--timeline`` writes it as one Chrome trace.
 Without RUN the daemon is asked what it holds.
 """
 
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from foremoe.commands.daemon_address import add_address
 from foremoe.errors import InvalidInputError
+from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 from foremoe.vocabulary import Stage
 
 if TYPE_CHECKING:
@@ -36,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--figures", type=Path, metavar="FOLDER", help="write every figure as PNG and SVG too"
     )
     parser.add_argument(
+        "--timeline",
+        type=Path,
+        metavar="FILE",
+        help="write what ranks and daemons recorded in RUN, a folder, as one Chrome trace",
+    )
+    parser.add_argument(
         "--nodes", type=int, default=1, metavar="N", help="that the plans' ranks are on (default 1)"
     )
     parser.add_argument(
@@ -55,8 +64,19 @@ def run(options: argparse.Namespace) -> int:
     from foremoe.report.page import write_report
 
     write_report(options.out, options.figures, lambda: _chapters(options))
+    if options.timeline is not None:
+        _write_timeline(options.timeline, options.run)
     print(f"report: {options.out}")
     return 0
+
+
+def _write_timeline(path: Path, runs: list[Path]) -> None:
+    files = [file for run in runs if run.is_dir() for file in sorted(run.iterdir())]
+    recorded = recorded_traces(files)
+    if not recorded:
+        raise InvalidInputError("--timeline: RUN is no folder in which ranks left their timelines")
+    write_trace(path, merged(recorded.values()))
+    print(f"timeline: {path}, for https://ui.perfetto.dev")
 
 
 def require_report() -> None:

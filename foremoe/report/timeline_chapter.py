@@ -15,7 +15,7 @@ from foremoe.report.timeline_chart import (
     micro_step_windows,
     timeline_chart,
 )
-from foremoe.timeline.chrome_trace import Trace
+from foremoe.timeline.chrome_trace import Trace, moved
 from foremoe.timeline.span import COMPUTE, SECOND, Span, StageOfRun
 
 MARGIN = 0.1  # of a stage's length: planning that began earlier is not drawn with it
@@ -61,12 +61,17 @@ def _stages(trace: Trace) -> dict[StageOfRun, list[Span]]:
     last: dict[tuple[str, str], StageOfRun] = {}
     for of in sorted(computed, key=lambda of: (of.balanced, of.step)):
         last[of.ep_group, of.stage] = of
-    return {of: found[of] for of in sorted(last.values())}
+    return {of: _from_its_start(found[of]) for of in sorted(last.values())}
 
 
 def _of_rank(span: Span, process: str) -> Span:
     """With its rank in the track's name, as in simulated runs."""
     return replace(span, track=f"{span.track} {process}") if process.startswith("rank ") else span
+
+
+def _from_its_start(spans: Sequence[Span]) -> list[Span]:
+    start = min(span.start_ns for span in spans if is_compute(span))
+    return [moved(span, -start) for span in spans]
 
 
 def _planned_sooner(spans: Sequence[Span]) -> set[Span]:

@@ -24,6 +24,7 @@ COLOURS = {
     "exposed": RED,
     PLANNING: INK,
 }
+SHOWN_NS = 5e4  # less is 0.0 ms
 RESOLUTION = 1500  # what is closer than a part of this is drawn as one
 MAX_BOXES = 2500  # of a kind; more are drawn as one image, to keep the page small
 
@@ -51,12 +52,13 @@ def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
     _draw(whole, by_kind, lanes, (start, end), "whole")
     whole.set_title(f"the whole stage, {(end - start) / 1e6:.1f} ms")
     _draw(closer, by_kind, lanes, windows[shown], "closer")
-    closer.set_title(f"micro-step {shown}, with {exposed[shown] / 1e6:.2f} ms exposed")
+    ranks = len({lane for lane in lanes if lane.band == "compute"})
+    waited = exposed[shown] / ranks / 1e6
+    closer.set_title(f"micro-step {shown}, with {waited:.2f} ms exposed")
     closer.set_xlabel("ms since the stage began")
     for axes in (whole, closer):
         ticks = axes.get_xaxis()
         ticks.set_major_formatter(lambda value, _: f"{(value - start) / 1e6:g}")
-    ranks = len({lane for lane in lanes if lane.band == "compute"})
     finding = _finding(title or stage, waits, ranks, end - start)
     return Chart(
         "timeline-" + re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-"),
@@ -84,7 +86,7 @@ def _finding(title: str, waits: Sequence[Mapping[int, int]], ranks: int, length:
     parts = [
         f"{mean / 1e6:.1f} ms for {name}"
         for name, mean in zip(WAITED_FOR, means, strict=True)
-        if mean or name != "plans"
+        if mean >= SHOWN_NS or name != "plans"
     ]
     listed = " and ".join([", ".join(parts[:-1]), parts[-1]])
     each = " of a rank" if ranks > 1 else ""

@@ -115,10 +115,10 @@ def merged(traces: Iterable[Trace]) -> Trace:
         clock = trace.clock or Clock("", 0)
         shift = ahead.setdefault(clock.machine, clock.ahead_ns)
         for name, spans in trace.processes.items():
-            processes.setdefault(name, []).extend(_moved(span, shift) for span in spans)
+            processes.setdefault(name, []).extend(moved(span, shift) for span in spans)
     first = min((span.start_ns for spans in processes.values() for span in spans), default=0)
     return Trace(
-        {name: [_moved(span, -first) for span in processes[name]] for name in sorted(processes)}
+        {name: [moved(span, -first) for span in processes[name]] for name in sorted(processes)}
     )
 
 
@@ -133,7 +133,8 @@ def _apart(spans: Sequence[Span]) -> Iterable[tuple[str, Span]]:
         yield (f"{stream} ({lane + 1})" if lane else stream), span
 
 
-def _moved(span: Span, by_ns: int) -> Span:
+def moved(span: Span, by_ns: int) -> Span:
+    """The same, later by so much."""
     return replace(span, start_ns=span.start_ns + by_ns, end_ns=span.end_ns + by_ns)
 
 

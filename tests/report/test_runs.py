@@ -1,8 +1,10 @@
 """Reports on what runs left behind: the demo's JSON, timelines, a daemon; and on what is no run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ import pytest
 from foremoe.cli import main
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.report import summarise
+from foremoe.timeline.chrome_trace import Clock, Trace, write_trace
+from foremoe.timeline.span import Span, StageOfRun
 from foremoe.vocabulary import Stage
 from tests.foresight.test_trace import fields, write
 from tests.report.pages import Page
@@ -87,6 +91,59 @@ def test_a_timeline_is_read_back(tmp_path: Path) -> None:
         assert {"compute", "dispatch", "peer"} <= busy.keys()
         for kind in busy:
             assert page.by_id(f"{slug}-whole-{kind}") is not None
+
+
+def recorded_run(folder: Path) -> None:
+    """One step, balanced and not, of two ranks and their daemon, each with a clock of its own."""
+    begin, ms = 5_000_000_000, 1_000_000
+    balanced, unbalanced = (StageOfRun("ep0", 3, "update", way) for way in (True, False))
+
+    def span(track: str, name: str, at: int, length: int, micro_step: int = 0) -> Span:
+        return Span(track, name, begin + at * ms, begin + (at + length) * ms, micro_step, 1, 7)
+
+    for rank in range(2):
+        spans = [
+            replace(span("compute", "forward", 0, 400), of=unbalanced),
+            replace(span("compute", "forward", 500, 90), of=balanced),
+            replace(span("exposed", "copies", 590, 10), of=balanced),
+            replace(span("compute", "forward", 600, 95, 1), of=balanced),
+            replace(span("exposed", "gradients", 695, 5 * rank + 1, 1), of=balanced),
+            replace(span("host", "expert 3", 510, 20), of=balanced),
+        ]
+        clock = Clock("machine", 10**18 + rank)  # read at other moments
+        write_trace(folder / f"ep0-rank-{rank}.json", Trace({f"rank {rank}": spans}, clock))
+    plans = [
+        replace(span("planning", f"plan of micro-step {m}", 490 + 2 * m, 2, m), of=balanced)
+        for m in range(2)
+    ]
+    write_trace(folder / "daemon-1.json", Trace({"daemon": plans}, Clock("machine", 10**18)))
+
+
+def test_a_folder_of_timelines_is_one_recorded_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    recorded_run(run)
+    page = report(run, tmp_path, "--timeline", str(tmp_path / "merged.json"))
+    assert page.sections() == ["timeline-update", "planning-update"]
+    assert page.finding("timeline-update") == (
+        "Update of step 3: 6.40% of the time of a rank is exposed, "
+        "10.0 ms for copies and 3.5 ms for gradients"
+    )
+    rows = {row[0]: [float(cell) for cell in row[1:]] for row in page.table("timeline-update")}
+    assert rows == {
+        "planning": [2, 4],
+        "host": [2, 40],
+        "compute": [4, 370],
+        "exposed": [4, pytest.approx(27)],
+    }
+    for name in ("whole", "closer"):
+        red = page.by_id(f"timeline-update-{name}-exposed")
+        assert "var(--red)" in ElementTree.tostring(red, encoding="unicode")
+    assert page.by_id("timeline-update-whole-planning") is not None
+    assert [row[2:] for row in page.numbers("planning-update")] == [[2, 10], [4, 110]]
+    again = report(tmp_path / "merged.json", tmp_path)
+    assert again.table("timeline-update") == page.table("timeline-update")
+    assert main(["report", str(tmp_path / "merged.json"), "--timeline", "x.json"]) == 2
 
 
 def test_a_large_timeline_stays_small(tmp_path: Path) -> None:
