@@ -10,6 +10,7 @@ from typing import Any
 from foremoe.commands.report import require_report
 from foremoe.demo.options import DemoOptions
 from foremoe.errors import InvalidInputError
+from foremoe.integrations.versions import check_version
 
 _HELP = {
     "ranks": "training processes: 2, 4 or 8",
@@ -49,6 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Run it; DemoError when a process fails."""
     from foremoe.demo.supervisor import run_demo
 
+    check_version("transformers")
     if options.html is not None:
         require_report()
     for name in _FILES:

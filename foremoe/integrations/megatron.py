@@ -29,7 +29,7 @@ from foremoe.training.replica import differentiate_replica
 from foremoe.training.session import RankSession
 from foremoe.training.split_table import Slots
 
-with supported("megatron-core", at_least="0.16.1", below="0.17", extra="megatron"):
+with supported("megatron-core"):
     from megatron.core.transformer.moe.experts import SequentialMLP
     from megatron.core.transformer.moe.moe_layer import MoELayer
     from megatron.core.transformer.moe.token_dispatcher import (

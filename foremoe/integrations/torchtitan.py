@@ -31,7 +31,7 @@ from foremoe.training.home_experts import HomeExperts, local_part
 from foremoe.training.replica import differentiate_replica
 from foremoe.training.session import RankSession
 
-with supported("torchtitan", at_least="0.3", below="0.4", extra="torchtitan"):
+with supported("torchtitan"):
     from torchtitan.config import derive, override
     from torchtitan.distributed.spmd_types import maybe_set_sparse_mesh
     from torchtitan.models.common.moe import MoE

@@ -33,7 +33,7 @@ from foremoe.training.home_experts import HomeExperts
 from foremoe.training.session import RankSession
 from foremoe.training.split_table import Slots, SplitTable, contiguous_home
 
-with supported("transformers", at_least="5.23", below="6", extra="transformers"):
+with supported("transformers"):
     from transformers.distributed.expert_parallel import (
         EPImplementation,
         EPImplementationInterface,
