@@ -28,7 +28,7 @@ from foremoe.planner.plan import Plan
 from foremoe.planner.problem import Topology
 from foremoe.simulation.cluster import Machine
 from foremoe.simulation.timeline import SECOND, Span, Timeline
-from foremoe.transfer.copies import EMPTY, Path, assign_slots
+from foremoe.transfer.copies import EMPTY, assign_slots
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER, Link, Links
 from foremoe.transfer.schedule.micro_step import schedule_micro_step
@@ -181,19 +181,23 @@ class _Run:
         return arrival
 
     def _take(self, index: int, table: Timetable, arrival: list[int]) -> None:
-        weights = self.machine.model.expert_bytes
-        ends, starts = table.end_ns.tolist(), table.start_ns.tolist()
-        for copy, link, start, end in zip(
-            table.copies, table.link.tolist(), starts, ends, strict=True
-        ):
+        weights, timeline = self.machine.model.expert_bytes, self.timeline
+        ends = table.end_ns.tolist()
+        for copy, end in zip(table.copies, ends, strict=True):
             arrival[copy.layer] = max(arrival[copy.layer], end)
-            name = Link(link).name.lower()
-            self.timeline.copies += 1
-            self.timeline.link_bytes[name] = self.timeline.link_bytes.get(name, 0) + weights
-            track = "host" if copy.path is Path.HOST else name
-            self.timeline.add(
+        timeline.copies += len(table.copies)
+        for link in Link:
+            carried = int(np.count_nonzero(table.link == link)) * weights
+            if carried:
+                name = link.name.lower()
+                timeline.link_bytes[name] = timeline.link_bytes.get(name, 0) + carried
+        if timeline.spans is None:
+            return
+        links, starts = table.link.tolist(), table.start_ns.tolist()
+        for copy, link, start, end in zip(table.copies, links, starts, ends, strict=True):
+            timeline.add(
                 Span(
-                    f"{track} into rank {copy.destination}",
+                    f"{Link(link).name.lower()} into rank {copy.destination}",
                     f"expert {copy.expert}",
                     start,
                     end,
@@ -208,19 +212,18 @@ class _Run:
         if not self.backward or not (slots != EMPTY).any():
             return
         machine, topology = self.machine, self.machine.topology
-        near = np.zeros((2, topology.ranks), np.int64)
-        far = np.zeros((2, topology.ranks), np.int64)
-        for rank, slot in np.argwhere(slots != EMPTY).tolist():
-            owner = int(self.home[layer, slots[rank, slot]])
-            carried = near if topology.node_of(owner) == topology.node_of(rank) else far
-            carried[0, rank] += machine.gradient_bytes
-            carried[1, owner] += machine.gradient_bytes
-        cluster = machine.cluster
-        seconds = max(
-            near.max() / cluster.peer_bytes_per_second,
-            far.max() / cluster.network_bytes_per_second,
-        )
-        self.timeline.gradient_bytes += int(near[0].sum() + far[0].sum())
+        rank, slot = np.nonzero(slots != EMPTY)
+        owner = self.home[layer, slots[rank, slot]]
+        far = owner // topology.ranks_per_node != rank // topology.ranks_per_node
+        seconds = 0.0
+        for chosen, bytes_per_second in (
+            (~far, machine.cluster.peer_bytes_per_second),
+            (far, machine.cluster.network_bytes_per_second),
+        ):
+            for end in (rank[chosen], owner[chosen]):
+                busiest = int(np.bincount(end, minlength=1).max()) * machine.gradient_bytes
+                seconds = max(seconds, busiest / bytes_per_second)
+        self.timeline.gradient_bytes += rank.size * machine.gradient_bytes
         start = max(self.gradients_home, self.free_at[layer])
         self.gradients_home = start + int(seconds * SECOND)
 

@@ -265,10 +265,15 @@ def _outcome(
 
 
 def _slot_bytes(name: str, machine: Machine, slots: int) -> int:
-    """A rank's slots: a weight and a gradient slab each, per layer where replicas stay."""
+    """A rank's slots: a weight and a gradient slab each, per layer where replicas stay.
+
+    Homes that move ahead of time need a slot for each expert beside those whose state is there.
+    """
     contestant = CONTESTANTS[name]
     if contestant.policy == "none":
         return 0
+    if contestant.charged:
+        slots += machine.model.experts // machine.ep_size
     shared = contestant.knowledge is Knowledge.CRITICAL_PATH
     each = machine.model.expert_bytes + machine.gradient_bytes
     return slots * each * (1 if shared else machine.model.layers)
