@@ -126,6 +126,7 @@ class TransferEngine:
         self._dropped = 0  # replicas of the whole group since speeds were last applied
         self._promised: list[LayerCopies] = []  # their copies wait for the end of ``together``
         self._nested = 0
+        self._is_first = True
         self._statistics = StatisticsRecorder(len(layers), spans)
         self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums, device)
         self._inbox = GradientInbox(layout.gradient_layout(), device)
@@ -221,23 +222,30 @@ class TransferEngine:
         with self.together():
             self._promised.append(copies)
             crash_point(CrashPoint.PROMISED)
+            if self._is_first and copies.fills:  # it need not wait until the others are promised
+                self._is_first = False
+                self._issue()
 
     @contextmanager
     def together(self) -> Iterator[None]:
         """Promises made inside get one order of copies over all of them, at the outermost end.
 
-        The first promise is the most urgent one; copies of later ones use what it leaves free.
+        The first promise is the most urgent one: its copies start at once, and those of later ones
+        use what it leaves free.
         """
+        self._is_first |= not self._nested
         self._nested += 1
         try:
             yield
         finally:
             self._nested -= 1
             if not self._nested:
-                promised, self._promised = self._promised, []
-                self._issue(promised)
+                self._issue()
 
-    def _issue(self, promised: Sequence[LayerCopies]) -> None:
+    def _issue(self) -> None:
+        promised, self._promised = self._promised, []
+        if not promised:
+            return
         timetable = self._paths.choose(promised)
         for layer, fill in timetable.dropped:
             self._ledger.drop(layer, fill)
@@ -305,8 +313,12 @@ class TransferEngine:
         """Whether the group's slots hold gradients that ``return_gradients`` must send home."""
         return bool(self._ledger.owing)
 
-    def return_gradients(self, layer: int | None = None) -> None:
+    def return_gradients(
+        self, layer: int | None = None, staying: NDArray[np.int32] | None = None
+    ) -> None:
         """Send the gradients that a layer's (every layer's) slots owe home; blocks as ``promise``.
+
+        staying: int32 ``[P, R]``, the experts whose replicas will add to theirs, -1 for none.
 
         Raises NotReadyError while the layer is in use.
         """
@@ -314,7 +326,7 @@ class TransferEngine:
         if in_use := sorted(set(layers) & set(self._ledger.in_use())):
             raise NotReadyError(f"layers {in_use}: release their replicas first")
         for each in layers:
-            self._send_home(self._ledger.settle(each))
+            self._send_home(self._ledger.settle(each, staying))
 
     def collect_gradients(self) -> None:
         """Wait until all gradients on their way have been given to ``add_gradients``.

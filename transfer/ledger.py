@@ -122,10 +122,13 @@ class Ledger:
         check_wanted(wanted, self.home[row])
         frame, evicted = self._take_frame(layer)
         content = self._content[frame].copy()
-        if serving is None:
-            serving = np.ones_like(wanted, np.bool_)
-        wanted = np.where(serving | held(wanted, content), wanted, np.int32(EMPTY))
+        if serving is not None:
+            wanted = np.where(serving | held(wanted, content), wanted, np.int32(EMPTY))
         after, fills = assign_slots(wanted, content)
+        placement = np.where(held(after, wanted), after, np.int32(EMPTY)).astype(np.int32)
+        serves = placement != EMPTY
+        if serving is not None:
+            serves = held(after, np.where(serving, wanted, np.int32(EMPTY)))
         for fill in fills:
             if self._owing[frame, fill.rank, fill.slot]:
                 evicted.append(self._settle(frame, fill.rank, fill.slot))
@@ -134,8 +137,8 @@ class Ledger:
         promise = Promise(
             layer,
             first,
-            np.where(held(after, wanted), after, np.int32(EMPTY)).astype(np.int32),
-            held(after, np.where(serving, wanted, np.int32(EMPTY))),
+            placement,
+            serves,
             [Fill(fill.rank, first + fill.slot, fill.expert) for fill in fills],
             content,
         )
@@ -185,12 +188,18 @@ class Ledger:
         frames = np.flatnonzero(self._owing.any(axis=(1, 2))).tolist()
         return [self._frame_layer[frame] for frame in frames]
 
-    def settle(self, layer: int) -> list[GradientCopy]:
-        """The gradients that the layer's slots owe, by (rank, slot); now they go home."""
+    def settle(self, layer: int, staying: NDArray[np.int32] | None = None) -> list[GradientCopy]:
+        """The gradients that the layer's slots owe, by (rank, slot); now they go home.
+
+        staying: int32 ``[P, R]``, experts whose replicas will add to theirs, by rank.
+        """
         if layer not in self._frame_layer:
             return []
         frame = self._frame_layer.index(layer)
-        places = np.argwhere(self._owing[frame]).tolist()
+        owing = self._owing[frame]
+        if staying is not None:
+            owing = owing & ~held(self._content[frame], staying)
+        places = np.argwhere(owing).tolist()
         return [self._settle(frame, rank, place) for rank, place in places]
 
     def waiting(self) -> list[Promise]:

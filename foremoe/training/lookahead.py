@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from foremoe.client.rank import RankPlan
 from foremoe.training.layout import GroupLayout
-from foremoe.transfer.copies import held
+from foremoe.transfer.copies import EMPTY, held
 from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.schedule.links import NEVER
 from foremoe.transfer.schedule.timetable import CopyWindow
@@ -30,6 +30,11 @@ class AgreedPlan:
         """This rank's pairs for each replica of a layer that is still there: int64 ``[P, R]``."""
         tokens = self.plan.replica_tokens[position]
         return np.where(self.pairs[position] > 0, tokens, 0)
+
+    def serving(self, position: int) -> NDArray[np.int32]:
+        """The experts of a layer's replicas that get pairs: int32 ``[P, R]``, -1 for none."""
+        experts = self.plan.replica_expert[position]
+        return np.where(self.pairs[position] > 0, experts, np.int32(EMPTY))
 
     def keep(self, position: int, placement: NDArray[np.int32]) -> None:
         """Of a layer's replicas only those in ``placement [P, R]`` can be used."""

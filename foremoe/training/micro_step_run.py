@@ -135,7 +135,7 @@ class MicroStepRun:
     def _end_layer(self, position: int) -> None:
         """The layer needs its replicas no more; the next copies may come.
 
-        Their gradients stay where they are if the next micro-step adds to them.
+        Gradients stay where they are if the next micro-step adds to them, the others go home now.
         """
         if self._agreed is None or position in self._finished:
             return
@@ -145,6 +145,8 @@ class MicroStepRun:
             self._clock.reach(Point.BACKWARD_DONE, position)
         self._finished.add(position)
         self._engine.release(layer)
-        if self._upcoming is None or not self._engine.resident:
-            self._engine.return_gradients(layer)
+        staying = None
+        if self._upcoming is not None and self._engine.resident:
+            staying = self._upcoming.serving(position)
+        self._engine.return_gradients(layer, staying)
         self._lookahead.advance(self._clock.now_ns)

@@ -118,6 +118,14 @@ class RankSession:
             self._stage = None
         if self._promised is not None:
             self._abandon()
+        dropped = sum(record.dropped_replicas for record in run.records)
+        if dropped and self.layout.rank == 0:
+            log.warning(
+                "degraded: copies would be late: %d replicas were dropped in %s of step %d",
+                dropped,
+                stage,
+                step,
+            )
         if self._client is not None and balanced:
             self._client.report(step, stage, [record.report() for record in run.records])
             self._client.forget_before(step)

@@ -21,9 +21,7 @@ ONE_NODE, TWO_NODES = Topology(4, 4), Topology(4, 2)
 SLAB_BYTES = 2**24
 
 
-def _choose(
-    fills: list[Fill], speed: PathSpeed, topology: Topology = ONE_NODE
-) -> tuple[Copy, ...]:
+def _choose(fills: list[Fill], speed: PathSpeed, topology: Topology = ONE_NODE) -> tuple[Copy, ...]:
     return MicroStepPaths(topology, speed, SLAB_BYTES).choose([LayerCopies(3, fills, HOME)]).copies
 
 
