@@ -63,9 +63,9 @@ def run(options: argparse.Namespace) -> int:
     require_report()
     from foremoe.report.page import write_report
 
-    write_report(options.out, options.figures, lambda: _chapters(options))
     if options.timeline is not None:
         _write_timeline(options.timeline, options.run)
+    write_report(options.out, options.figures, lambda: _chapters(options))
     print(f"report: {options.out}")
     return 0
 

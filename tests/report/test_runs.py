@@ -143,7 +143,9 @@ def test_a_folder_of_timelines_is_one_recorded_run(tmp_path: Path) -> None:
     assert [row[2:] for row in page.numbers("planning-update")] == [[2, 10], [4, 110]]
     again = report(tmp_path / "merged.json", tmp_path)
     assert again.table("timeline-update") == page.table("timeline-update")
-    assert main(["report", str(tmp_path / "merged.json"), "--timeline", "x.json"]) == 2
+    files = ["--timeline", str(tmp_path / "none.json"), "--out", str(tmp_path / "none.html")]
+    assert main(["report", str(tmp_path / "merged.json"), *files]) == 2
+    assert not list(tmp_path.glob("none.*"))
 
 
 def test_a_large_timeline_stays_small(tmp_path: Path) -> None:
