@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,15 @@ from foremoe.transfer.ticket import Ticket, mark, side_stream
 from foremoe.transfer.transport import HostTransport, Probed, ProbeSite, cuda_device
 
 _TRIAL_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """Where a rank's experts are; handles only if they are elsewhere than before."""
+
+    experts: SharedExperts
+    handles: list[Handle] | None
+    refusal: str = ""
 
 
 class CudaIpcTransport(PeerTransport, Probed):
@@ -95,16 +105,20 @@ class CudaIpcTransport(PeerTransport, Probed):
         experts, storages = locate(own, self._ends.layout, self._ends.checksums)
         before = [storage.data_ptr() for storage in self._exported]
         moved = [storage.data_ptr() for storage in storages] != before
-        handles = [export(storage) for storage in storages] if moved else None
-        offers: list[object] = [None] * self._topology.ranks
-        dist.all_gather_object(offers, (experts, handles), group=self._group)  # also a barrier
-        self._experts = []
-        for source, offer in enumerate(offers):
-            assert isinstance(offer, tuple)
-            self._experts.append(offer[0])
-            if source != self._rank and offer[1] is not None:
-                self._storages[source] = [open_handle(one, self._device) for one in offer[1]]
+        try:
+            handles = [export(storage) for storage in storages] if moved else None
+            own_offer = _Offer(experts, handles)
+        except RuntimeError as error:
+            own_offer = _Offer(experts, None, f"rank {self._rank} cannot share its memory: {error}")
+        offers = [own_offer] * self._topology.ranks
+        dist.all_gather_object(offers, own_offer, group=self._group)  # also a barrier
         self._exported = storages
+        self._experts = [offer.experts for offer in offers]
+        try:
+            for source, offer in enumerate(offers):
+                self._open(source, offer)
+        except (RuntimeError, TransferError) as error:
+            self._lose(error)
         if self._gradients is not None:
             self._gradients.weights_changed(own, generation)
 
@@ -122,6 +136,12 @@ class CudaIpcTransport(PeerTransport, Probed):
         self._storages.clear()
         if self._gradients is not None:
             self._gradients.close(wait_seconds)
+
+    def _open(self, source: int, offer: _Offer) -> None:
+        if offer.refusal:
+            raise TransferError(offer.refusal)
+        if source != self._rank and offer.handles is not None:
+            self._storages[source] = [open_handle(one, self._device) for one in offer.handles]
 
     def _pull(self, copy: Copy, generation: int) -> None:
         pool, layout = self._ends.pool, self._ends.layout

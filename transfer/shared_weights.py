@@ -69,7 +69,10 @@ _DEVICE_ARGUMENT = 6  # of rebuild_cuda_tensor in torch.multiprocessing.reductio
 
 
 def export(storage: Tensor) -> Handle:
-    """What another process needs to map a CUDA storage (``cudaIpcGetMemHandle``)."""
+    """What another process needs to map a CUDA storage (``cudaIpcGetMemHandle``).
+
+    Raises RuntimeError for memory that CUDA does not share (expandable segments of old drivers).
+    """
     from torch.multiprocessing.reductions import reduce_tensor
 
     handle: Handle = reduce_tensor(storage)
@@ -85,5 +88,5 @@ def open_handle(handle: Handle, device: torch.device) -> Tensor:
     """
     rebuild, arguments = handle
     here = list(arguments)
-    here[_DEVICE_ARGUMENT] = device.index
+    here[_DEVICE_ARGUMENT] = torch.cuda.current_device() if device.index is None else device.index
     return rebuild(*here)
