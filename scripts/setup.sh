@@ -1,8 +1,9 @@
 #!/bin/sh
 # Make or refresh .venv with everything the demo and the tests need.
 #
-# A machine whose Python already has a CUDA build of torch keeps it: the environment sees it and a
-# constraint pins exactly that build. Any other machine gets the torch of constraints.txt.
+# All but torch is what requirements/ names, by version and hash. A machine whose Python
+# already has a CUDA build of torch keeps it: the environment sees it and a constraint pins exactly
+# that build. Any other machine gets the torch of constraints.txt.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -60,11 +61,10 @@ else
     echo "setup: CPU machine, installing the torch of constraints.txt (some minutes the first time)"
     cp constraints.txt .venv/constraints.txt
 fi
-.venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    -c .venv/constraints.txt -e '.[megatron,transformers,report,docs,test,dev]' ||
-    fail "pip could not install the packages; its message is above (is the network or index reachable?)"
-# What the tests import of torchtitan; pip would add all that it asks for.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-    --require-hashes -r requirements/torchtitan.txt ||
-    fail "pip could not install torchtitan for the tests; its message is above"
+install() {
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" ||
+        fail "pip could not install the packages; its message is above (is the network or index reachable?)"
+}
+install --require-hashes --no-deps -r requirements/locked.txt -r requirements/torchtitan.txt
+install -c .venv/constraints.txt --no-build-isolation -e '.[megatron,transformers,report,docs,test,dev]'
 echo "$want" >"$stamp"
