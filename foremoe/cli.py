@@ -32,7 +32,14 @@ class Parser(argparse.ArgumentParser):
     """Says in one line what is wrong, as all our errors do."""
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidInputError(f"{message}; see {self.prog} --help")
+        close = self._suggestion(message)
+        raise InvalidInputError(f"{message}{close}; see {self.prog} --help")
+
+    def _suggestion(self, message: str) -> str:
+        """For a misspelt flag; a list of all flags would be no help."""
+        before, _, word = message.partition("unrecognized arguments: ")
+        close = "" if before else suggestion(word.split(" ")[0], self._option_string_actions)
+        return close if "did you mean" in close else ""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,6 +50,7 @@ from rich.console import Console
 
 from foremoe.commands.plan_figures import estimates, figures, statistics, timed_plans
 from foremoe.commands.plan_tables import comparison, table
+from foremoe.commands.progress import working
 from foremoe.commands.report import require_report
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
@@ -153,14 +154,16 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError("--plans: holds the plans of one policy; name it with --policy")
     if args.html:
         require_report()
-    trace = load_trace(args.trace)
+    with working("reading the trace"):
+        trace = load_trace(args.trace)
     problem, packing = _problem(trace, args)
     common = _common(trace, problem, packing, args)
     policies = list(POLICIES) if args.policy == "all" else [args.policy]
     warm_up(policies)
     records = []
     for policy in policies:
-        plans, seconds = timed_plans(problem, policy)
+        with working(f"planning by {policy}"):
+            plans, seconds = timed_plans(problem, policy)
         for plan, load in zip(plans, problem.load, strict=True):
             validate(plan, load, problem.topology, problem.spare_slots)
         if args.plans:

@@ -5,6 +5,12 @@ JSON of ``foremoe plan`` or ``foremoe demo``, a Chrome trace (``--timeline`` of 
 or ``demo``). A folder in which ranks and daemons left their timelines counts as one run;
 ``--timeline`` writes it as one Chrome trace.
 Without RUN the daemon is asked what it holds.
+
+``--json FILE`` writes a list with one object for each run on the page::
+
+    {"title": str, "source": str, "facts": {key: float},
+     "charts": {slug: {"finding": str, "columns": [str], "rows": [[str | int | float]]}},
+     "missing": [str]}                   what could not be drawn, and why
 """
 
 import argparse
@@ -38,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figures", type=Path, metavar="FOLDER", help="write every figure as PNG and SVG too"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all its numbers here")
     parser.add_argument(
         "--timeline",
         type=Path,
@@ -65,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.timeline is not None:
         _write_timeline(options.timeline, options.run)
-    write_report(options.out, options.figures, lambda: _chapters(options))
+    write_report(options.out, options.figures, lambda: _chapters(options), options.json)
     print(f"report: {options.out}")
     return 0
 

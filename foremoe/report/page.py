@@ -1,14 +1,17 @@
 """One HTML file with everything in it, and the figures as files."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from foremoe import __version__
+from foremoe.commands.progress import working
 from foremoe.errors import InvalidInputError
 from foremoe.report.chart import Cell, Chapter, Chart, Numbers
 from foremoe.report.style import styled
@@ -26,15 +29,23 @@ class _Section:
 
 
 def write_report(
-    path: Path, folder: Path | None, make_chapters: Callable[[], Sequence[Chapter]]
+    path: Path,
+    folder: Path | None,
+    make_chapters: Callable[[], Sequence[Chapter]],
+    record: Path | None = None,
 ) -> None:
-    """Draw the chapters, write the page, and with ``folder`` every figure; InvalidInputError."""
-    with styled():
+    """Draw the chapters and write the page; InvalidInputError.
+
+    folder: for every figure as a file. record: for all numbers as JSON.
+    """
+    with working("drawing the report"), styled():
         chapters = make_chapters()
         _name_apart(chapters)
         _write_page(path, chapters)
         if folder is not None:
             _write_figures(folder, chapters)
+    if record is not None:
+        _write(record, json.dumps([_record(chapter) for chapter in chapters], indent=2) + "\n")
 
 
 def _name_apart(chapters: Sequence[Chapter]) -> None:
@@ -59,10 +70,31 @@ def _write_page(path: Path, chapters: Sequence[Chapter]) -> None:
     content = environment.get_template("page.html").render(
         version=__version__, chapters=list(zip(chapters, sections, strict=True))
     )
+    _write(path, content)
+
+
+def _write(path: Path, content: str) -> None:
     try:
         path.write_text(content, encoding="utf-8")
     except OSError as error:
         raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _record(chapter: Chapter) -> dict[str, Any]:
+    return {
+        "title": chapter.title,
+        "source": chapter.source,
+        "facts": {fact.key: fact.value for fact in chapter.facts},
+        "charts": {
+            chart.slug: {
+                "finding": chart.finding,
+                "columns": list(chart.numbers.columns),
+                "rows": [list(row) for row in chart.numbers.rows],
+            }
+            for chart in chapter.charts
+        },
+        "missing": list(chapter.missing),
+    }
 
 
 def _write_figures(folder: Path, chapters: Sequence[Chapter]) -> None:

@@ -39,7 +39,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "foremoe: the following arguments are required: COMMAND"),
         (["srve"], "foremoe: there is no command srve; did you mean serve?"),
-        (["serve", "--max-stepz", "4"], "foremoe serve: unrecognized arguments: --max-stepz 4"),
+        (["serve", "--max-stepz", "4"], "arguments: --max-stepz 4; did you mean --max-steps?"),
         (["serve", "--max-steps"], "foremoe serve: argument --max-steps: expected one argument"),
         (["serve", "--socket", "a", "--listen", "b"], "not allowed with argument --socket"),
         (["config", "show", "srve"], "srve is no command with options; did you mean serve?"),

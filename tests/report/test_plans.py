@@ -133,10 +133,16 @@ def test_plans_of_a_file_give_the_same_page_and_figures_as_files(
     planned: Planned, page: Page, tmp_path: Path
 ) -> None:
     out, figures = tmp_path / "report.html", tmp_path / "figures"
+    record = tmp_path / "report.json"
     named = ["--out", str(out), "--figures", str(figures), "--model", "mixtral-8x7b"]
+    named += ["--json", str(record)]
     assert main(["report", str(planned.plans_file), *named]) == 0
     again = Page(out)
     assert again.sections() == CHARTS
+    (chapter,) = json.loads(record.read_text())
+    assert chapter["facts"].keys() <= page.facts().keys()
+    assert list(chapter["charts"]) == CHARTS
+    assert chapter["charts"]["traffic"]["rows"] == again.numbers("traffic")
     for slug in ("imbalance", "heatmap", "traffic", "timeline-update"):
         assert again.table(slug) == page.table(slug)
     assert sorted(file.name for file in figures.iterdir()) == sorted(

@@ -123,7 +123,9 @@ def test_a_folder_of_timelines_is_one_recorded_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     recorded_run(run)
-    page = report(run, tmp_path, "--timeline", str(tmp_path / "merged.json"))
+    record = tmp_path / "record.json"
+    written = ["--timeline", str(tmp_path / "merged.json"), "--json", str(record)]
+    page = report(run, tmp_path, *written)
     assert page.sections() == ["timeline-update", "planning-update"]
     assert page.finding("timeline-update") == (
         "Update of step 3: 6.40% of the time of a rank is exposed, "
@@ -136,6 +138,8 @@ def test_a_folder_of_timelines_is_one_recorded_run(tmp_path: Path) -> None:
         "compute": [4, 370],
         "exposed": [4, pytest.approx(27)],
     }
+    (chapter,) = json.loads(record.read_text())
+    assert {row[0]: row[1:] for row in chapter["charts"]["timeline-update"]["rows"]} == rows
     for name in ("whole", "closer"):
         red = page.by_id(f"timeline-update-{name}-exposed")
         assert "var(--red)" in ElementTree.tostring(red, encoding="unicode")
