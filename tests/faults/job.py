@@ -22,7 +22,7 @@ from tests.faults.tmpfs import FILLER, fill
 from tests.runtime.daemon_process import free_port
 from tests.training.dense import Case
 
-HANG_SECONDS = 30.0
+HANG_SECONDS = 60.0
 TOLERANCE = 1e-10
 STEPS = 2  # in which the fault happens; one more shows that balance is back
 RANKS = ("rank 0", "rank 1")
@@ -88,7 +88,7 @@ class Job:
         self.seen = SeenPoints()
         self._folder = folder
         self._caches = caches
-        self._case = Case(seed=seed, ranks=len(RANKS), mini_batches=STEPS + 1)
+        self._case = Case(seed=seed, ranks=len(RANKS), mini_batches=STEPS + 1, micro_steps=2)
         self._port = free_port()
         self._children: dict[str, Child] = {}
         self._starts = 0
@@ -126,9 +126,10 @@ class Job:
 
     def close(self) -> None:
         """End all; nothing may be left but locks and logs."""
-        self._ask("close", names=(*RANKS, "controller"))
-        for name in (*RANKS, "controller"):
-            child = self._children.pop(name)
+        told = [self._children.pop(name) for name in (*RANKS, "controller")]
+        for child in told:
+            child.send(("close",))
+        for child in told:
             child.process.join(HANG_SECONDS)
             assert child.process.exitcode == 0, child.last_lines()
         for name in DAEMONS:

@@ -30,7 +30,7 @@ def test_training_survives_whatever_dies() -> None:
 
 @pytest.mark.parametrize("where", ["nowhere", "runtime.planned:x", "runtime.planned:0"])
 def test_a_crash_point_that_is_none_is_refused(where: str) -> None:
-    with pytest.raises(InvalidInputError, match="FOREMOE_CRASH_AT: .* is not POINT:N"):
+    with pytest.raises(InvalidInputError, match=r"FOREMOE_CRASH_AT: .* is not POINT:N"):
         crash_at(where)
 
 
