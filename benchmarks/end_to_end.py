@@ -16,6 +16,7 @@ counts would allow if expert compute were all there is.
 import argparse
 import multiprocessing
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.pairing import Ratio, ratio, turns
+from benchmarks.pairing import Ratio, ratio
 from benchmarks.record import Record
 from foremoe.client.controller import ControllerClient
 from foremoe.demo.comparison import compare
@@ -68,25 +69,31 @@ def main() -> None:
 
 def measure(pairs: int, shares: list[float]) -> list[dict[str, Any]]:
     """One entry per share and stage."""
+    figures: list[dict[str, Any]] = on_ranks(run_rank, pairs, shares)
+    return figures
+
+
+def on_ranks(target: Callable[..., None], *arguments: Any) -> Any:
+    """Run ``target(rank, folder, address, *arguments, answer)`` on all ranks, beside a daemon.
+
+    Returns what rank 0 sends as its answer.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, answer = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as name, Daemon(Path(name)) as daemon:
         ranks = [
-            context.Process(
-                target=run_rank, args=(r, Path(name), daemon.address, pairs, shares, answer)
-            )
+            context.Process(target=target, args=(r, Path(name), daemon.address, *arguments, answer))
             for r in range(OPTIONS.ranks)
         ]
         for process in ranks:
             process.start()
         answer.close()
         try:
-            figures: list[dict[str, Any]] = receiver.recv()
+            return receiver.recv()
         finally:
             for process in ranks:
                 process.join(timeout=30)
                 process.kill()
-    return figures
 
 
 def run_rank(
@@ -107,20 +114,34 @@ def run_rank(
 def measure_share(
     trainer: Trainer, controller: ControllerClient, first_step: int, share: float, pairs: int
 ) -> list[dict[str, Any]]:
-    results: dict[bool, list[RunResult]] = {True: [], False: []}
-    for run, balanced in enumerate(turns(pairs + 1)):
-        step = first_step + run // 2
-        sequences = draw_sequences(step, share)
-        if run % 2 == 0:
-            announce(trainer, controller, step, sequences)
-        state = Snapshot(trainer.model, trainer.optimizer)
-        schedules = recompute_schedule(sequences, OPTIONS), update_schedule(sequences, OPTIONS)
-        result = trainer.run(step, *schedules, balanced)
-        state.restore()
-        if run >= 2:  # the first pair warms up
-            results[balanced].append(result)
-    compared = [compare(b, u) for b, u in zip(results[True], results[False], strict=True)]
+    compared = []
+    for pair in range(pairs + 1):
+        results = run_pair(
+            trainer, controller, first_step + pair, share, balanced_first=pair % 2 == 0
+        )
+        if pair > 0:  # the first one warms up
+            compared.append(compare(results[True], results[False]))
     return [stage_figures(share, stage, compared) for stage in (*map(str, Stage), "both")]
+
+
+def run_pair(
+    trainer: Trainer,
+    controller: ControllerClient,
+    step: int,
+    share: float,
+    *,
+    balanced_first: bool,
+) -> dict[bool, RunResult]:
+    """One step both ways, from the same weights."""
+    sequences = draw_sequences(step, share)
+    announce(trainer, controller, step, sequences)
+    schedules = recompute_schedule(sequences, OPTIONS), update_schedule(sequences, OPTIONS)
+    results = {}
+    for balanced in (balanced_first, not balanced_first):
+        state = Snapshot(trainer.model, trainer.optimizer)
+        results[balanced] = trainer.run(step, *schedules, balanced)
+        state.restore()
+    return results
 
 
 def draw_sequences(step: int, share: float) -> list[Sequence]:
