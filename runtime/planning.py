@@ -41,7 +41,7 @@ class PlanningJob:
 
     record: StageRecord
     group: RankRegistration
-    histograms: list[list[list[Histogram]]]
+    histograms: list[list[tuple[Histogram, ...]]]
     rows: NDArray[np.int64]
     homes: StepHomes
     target: float | None
@@ -73,7 +73,7 @@ def planning_job(
                         f"foresight in step {record.step}; upload it before the schedule"
                     )
     histograms = [
-        [[sequences[sequence_id].histogram for sequence_id in ids] for ids in micro_step.ranks]
+        [tuple(sequences[sequence_id].histogram for sequence_id in ids) for ids in micro_step.ranks]
         for micro_step in record.schedule
     ]
     rows = layer_rows(step.foresight.header, group.description)
@@ -107,8 +107,11 @@ def stage_problem(job: PlanningJob) -> StageProblem:
     load = np.zeros((len(schedule), layers, group.ranks, experts), np.int64)
     for micro_step, ranks in enumerate(job.histograms):
         for rank, histograms in enumerate(ranks):
-            for histogram in histograms:
-                load[micro_step, :, rank] += histogram[job.rows]
+            if histograms:  # added up where they lie together: `load` has the ranks between
+                total = histograms[0].astype(np.int64)
+                for histogram in histograms[1:]:
+                    total += histogram
+                load[micro_step, :, rank] = total[job.rows]
     return StageProblem(
         load=load,
         home=job.homes.choose(),
@@ -164,6 +167,15 @@ class PlanningRun:
         )
 
 
+def started_threads(count: int, prefix: str) -> ThreadPoolExecutor:
+    """An executor whose threads run already: later there may be no memory for one."""
+    executor = ThreadPoolExecutor(count, thread_name_prefix=prefix)
+    all_started = threading.Barrier(count)
+    for started in [executor.submit(all_started.wait) for _ in range(count)]:
+        started.result()
+    return executor
+
+
 class PlanningPool:
     """Worker threads; the kernels run without the GIL.
 
@@ -180,10 +192,7 @@ class PlanningPool:
         self._policy = policy
         self._spans = spans
         self._post = post
-        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="foremoe-planning")
-        all_started = threading.Barrier(workers)  # now: later there may be no memory for a thread
-        for started in [self._executor.submit(all_started.wait) for _ in range(workers)]:
-            started.result()
+        self._executor = started_threads(workers, "foremoe-planning")
 
     def start(self, job: PlanningJob, sink: PlanSink) -> None:
         """Queue a job; a worker takes it as soon as one is free."""

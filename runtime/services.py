@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from foremoe.errors import InvalidInputError
-from foremoe.rpc.foresight import decode_chunk, decode_header
+from foremoe.rpc.foresight import decode_header
 from foremoe.rpc.limits import MAX_STEP, UPLOAD_MESSAGE_BYTES, check_range
 from foremoe.rpc.proposal import decode_proposal_request, encode_proposal
 from foremoe.rpc.rank_plan import encode_rank_plan
 from foremoe.rpc.registration import decode_registration
-from foremoe.rpc.report import decode_report
+from foremoe.rpc.report import decode_reports
 from foremoe.rpc.schedule import decode_micro_steps
 from foremoe.rpc.stages import decode_stage
 from foremoe.rpc.status import encode_status
@@ -23,8 +23,13 @@ from foremoe.rpc.v1.rank_pb2_grpc import RankServiceServicer
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceServicer
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceServicer
 from foremoe.runtime.coordinator import Coordinator
-from foremoe.runtime.planning import PlanningPool
+from foremoe.runtime.planning import PlanningPool, started_threads
+from foremoe.runtime.turns import Turns
 from foremoe.runtime.upload import StagedUpload
+
+# Counting the ids of a larger message takes long enough for others to notice; threads do it.
+ON_LOOP_BYTES = 64 << 10
+DECODING_THREADS = 2
 
 
 class Signal:
@@ -46,6 +51,8 @@ class ForesightService(ForesightServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        self._decoders = started_threads(DECODING_THREADS, "foremoe-decoding")
+        self._turns = Turns()
 
     async def UploadForesight(
         self, requests: AsyncIterator[foresight_pb2.UploadForesightRequest], _context: Any
@@ -60,7 +67,7 @@ class ForesightService(ForesightServiceServicer):
                     return foresight_pb2.UploadForesightResponse(
                         sequences_added=added, sequences_known=known
                     )
-                self._stage(upload, request)
+                await self._stage(upload, request)
         finally:
             if not committed:
                 self._coordinator.abort_upload(upload)
@@ -76,11 +83,18 @@ class ForesightService(ForesightServiceServicer):
             return self._coordinator.open_upload(decode_header(request.header))
         raise InvalidInputError("the first message of an upload must be its header")
 
-    def _stage(self, upload: StagedUpload, request: foresight_pb2.UploadForesightRequest) -> None:
+    async def _stage(
+        self, upload: StagedUpload, request: foresight_pb2.UploadForesightRequest
+    ) -> None:
         if _part(request) != "chunk":
             raise InvalidInputError("after the header an upload has chunks and one commit")
-        field = f"chunk {upload.chunks}"
-        upload.add(decode_chunk(request.chunk, upload.header, field))
+        if request.ByteSize() <= ON_LOOP_BYTES:
+            decoded = upload.decode(request.chunk)
+        else:
+            loop = asyncio.get_running_loop()
+            decoded = await loop.run_in_executor(self._decoders, upload.decode, request.chunk)
+            await self._turns.take()  # before the next message of this size is copied and parsed
+        upload.add(*decoded)
 
 
 def _part(request: foresight_pb2.UploadForesightRequest) -> str | None:
@@ -139,6 +153,7 @@ class RankService(RankServiceServicer):
         self._coordinator = coordinator
         self._published = published
         self._draining = False
+        self._turns = Turns()
 
     def end_streams(self) -> None:
         """End every plan stream once it has sent all plans of the schedules accepted so far.
@@ -166,6 +181,7 @@ class RankService(RankServiceServicer):
                     await self._published.wait()
                     continue
                 number = plan.number
+                await self._turns.take()
                 await context.write(
                     encode_rank_plan(plan.for_rank(group.description, request.rank))
                 )
@@ -175,6 +191,7 @@ class RankService(RankServiceServicer):
     async def ReportStage(
         self, request: rank_pb2.ReportStageRequest, _context: Any
     ) -> rank_pb2.ReportStageResponse:
+        await self._turns.take()
         group = self._coordinator.groups.member(request.ep_group, request.rank)
         layers = len(group.description.layers)
         self._coordinator.report(
@@ -182,10 +199,7 @@ class RankService(RankServiceServicer):
             request.rank,
             request.step,
             decode_stage(request.stage, "stage"),
-            [
-                decode_report(report, f"micro_steps[{index}]", layers)
-                for index, report in enumerate(request.micro_steps)
-            ],
+            decode_reports(request.micro_steps, layers),
         )
         return rank_pb2.ReportStageResponse()
 

@@ -1,6 +1,8 @@
 """What happened on one rank in one micro-step."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,6 +11,10 @@ from foremoe.errors import InvalidInputError
 from foremoe.rpc.arrays import decode_array, encode_array
 from foremoe.rpc.limits import NAME_CHARACTERS
 from foremoe.rpc.v1 import rank_pb2
+
+# Of one rank in one micro-step and layer; what is above is no measurement, and sums stay in bounds.
+MOST_TOKENS = 2**40
+MOST_SECONDS = 1e9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,26 +59,47 @@ def encode_report(report: MicroStepReport) -> rank_pb2.MicroStepReport:
     )
 
 
-def decode_report(message: rank_pb2.MicroStepReport, field: str, layers: int) -> MicroStepReport:
-    """Raises InvalidInputError, naming ``field``, when an array's shape or values are wrong."""
-    computed = decode_array(
-        message.computed_tokens, f"{field}.computed_tokens", [np.int64], (layers,)
-    )
-    exposed = decode_array(
-        message.exposed_seconds, f"{field}.exposed_seconds", [np.float64], (layers,)
-    )
-    if int(computed.min()) < 0:
-        raise InvalidInputError(f"{field}.computed_tokens: must not be negative")
-    if not bool(np.all(np.isfinite(exposed) & (exposed >= 0))):
-        raise InvalidInputError(f"{field}.exposed_seconds: must be finite and not negative")
-    for name in ("seconds", "exposed_gradient_seconds"):
-        if not 0 <= getattr(message, name) < float("inf"):
-            raise InvalidInputError(f"{field}.{name}: must be finite and not negative")
+def decode_reports(
+    messages: Sequence[rank_pb2.MicroStepReport], layers: int
+) -> list[MicroStepReport]:
+    """Raises InvalidInputError, naming the field, when an array's shape or values are wrong."""
+    reports = [
+        _decode(message, f"micro_steps[{index}]", layers) for index, message in enumerate(messages)
+    ]
+    for name, most in (("computed_tokens", MOST_TOKENS), ("exposed_seconds", MOST_SECONDS)):
+        _check_values(name, [getattr(report, name) for report in reports], most)
+    for index, report in enumerate(reports):
+        for name in ("seconds", "exposed_gradient_seconds"):
+            if not 0 <= getattr(report, name) <= MOST_SECONDS:
+                raise _beyond(index, name, MOST_SECONDS)
+    return reports
+
+
+def _check_values(name: str, arrays: Sequence[NDArray[Any]], most: float) -> None:
+    """All at once: a report is small, and the ranks send theirs together."""
+    if not arrays:
+        return
+    values = np.concatenate(arrays)
+    if values.min() >= 0 and values.max() <= most:  # neither holds where one is no number
+        return
+    wrong = ~((values >= 0) & (values <= most))
+    raise _beyond(int(wrong.argmax()) // len(arrays[0]), name, most)
+
+
+def _beyond(index: int, name: str, most: float) -> InvalidInputError:
+    return InvalidInputError(f"micro_steps[{index}].{name}: must lie in [0, {most:.0f}]")
+
+
+def _decode(message: rank_pb2.MicroStepReport, field: str, layers: int) -> MicroStepReport:
     return MicroStepReport(
         micro_step=message.micro_step,
-        degraded_reason=message.degraded_reason,
-        computed_tokens=computed,
-        exposed_seconds=exposed,
+        degraded_reason=_printable(message.degraded_reason),
+        computed_tokens=decode_array(
+            message.computed_tokens, f"{field}.computed_tokens", [np.int64], (layers,)
+        ),
+        exposed_seconds=decode_array(
+            message.exposed_seconds, f"{field}.exposed_seconds", [np.float64], (layers,)
+        ),
         host_bytes=message.host_bytes,
         peer_bytes=message.peer_bytes,
         gradient_bytes=message.gradient_bytes,
@@ -81,3 +108,8 @@ def decode_report(message: rank_pb2.MicroStepReport, field: str, layers: int) ->
         seconds=message.seconds,
         exposed_gradient_seconds=message.exposed_gradient_seconds,
     )
+
+
+def _printable(reason: str) -> str:
+    """For logs: one line, and no more than a name has."""
+    return "".join(c if c.isprintable() else " " for c in reason[:NAME_CHARACTERS])
