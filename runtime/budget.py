@@ -13,6 +13,14 @@ class ByteBudget:
     def fits(self, size: int) -> bool:
         return self.used + size <= self.limit
 
+    def check_possible(self, size: int) -> None:
+        """Raises ExhaustedError for more than there ever is."""
+        if size > self.limit:
+            raise ExhaustedError(
+                f"memory limit: {size} bytes would be needed, the limit is {self.limit}; start the "
+                "daemon with a higher --memory-limit"
+            )
+
     def reserve(self, size: int) -> None:
         """Raises ExhaustedError, reserving nothing, when the limit would be exceeded."""
         if not self.fits(size):

@@ -36,7 +36,7 @@ from foremoe.runtime.journal import log_degraded, log_failed, log_planned, log_s
 from foremoe.runtime.plan_log import PlanLog, PublishedPlan
 from foremoe.runtime.planning import PlanningJob, planning_job
 from foremoe.runtime.proposal import ProposalJob, proposal_job
-from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
+from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord, stage_bytes
 from foremoe.runtime.step import Step
 from foremoe.runtime.store import ForesightStore
 from foremoe.runtime.totals import StageTotals, Totals
@@ -141,6 +141,8 @@ class Coordinator:
                     "release the step to start it anew"
                 )
             return len(schedule)
+        # Before anything is made for it.
+        self.budget.check_possible(sum(stage_bytes(group.description, schedule)))
         record = StageRecord(group, step, stage, schedule)
         job = planning_job(record, group, held, self._config.target)
         self._reserve(record.load_bytes + record.kept_bytes, keep=step)

@@ -9,6 +9,7 @@ from foremoe.rpc.status import PathStatus, RankStatus
 from foremoe.vocabulary import DegradedReason
 
 BUSIEST_RANKS = 8
+LARGEST = 2**64 - 1  # that a status can say
 _REASONS = tuple(DegradedReason)
 
 
@@ -84,7 +85,8 @@ class StageReports:
 
     def paths(self) -> tuple[PathStatus, ...]:
         return tuple(
-            PathStatus(path, copies, self._bytes[path]) for path, copies in self._copies.items()
+            PathStatus(path, min(copies, LARGEST), min(self._bytes[path], LARGEST))
+            for path, copies in self._copies.items()
         )
 
     def busiest_ranks(self) -> tuple[RankStatus, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.schedule import MicroStepSchedule
 from foremoe.rpc.status import LayerStatus, StageDetail, StageStatus
 from foremoe.runtime.groups import EpGroup
@@ -47,11 +48,28 @@ class PlanningSummary:
         return cls(np.zeros(layers), np.zeros(layers), 0.0, seconds)
 
 
+def stage_bytes(
+    shape: RankRegistration, schedule: tuple[MicroStepSchedule, ...]
+) -> tuple[int, int]:
+    """Bytes that a stage of the group takes: while it is planned, and until its release."""
+    micro_steps, layers, ranks = len(schedule), len(shape.layers), shape.ranks
+    loads = ranks + shape.moves_homes  # homes are chosen from the load of all ranks together
+    slots = layers * ranks * shape.spare_slots
+    plan_bytes = slots * 4 + slots * ranks * 8 + 1024
+    report_bytes = StageReports.stored_bytes(micro_steps, layers, ranks)
+    names = sum(len(ids) for micro_step in schedule for ids in micro_step.ranks)
+    home_bytes = layers * shape.num_experts * 4
+    return (
+        micro_steps * layers * loads * shape.num_experts * 8,
+        micro_steps * plan_bytes + report_bytes + home_bytes + names * 128,
+    )
+
+
 class StageRecord:
     """Everything the daemon holds about one stage of one EP group.
 
     cancelled: set when the step is released; the worker that plans the stage looks at it.
-    load_bytes, kept_bytes: taken from the budget for planning, and until the release.
+    load_bytes, kept_bytes: as ``stage_bytes`` says.
     """
 
     def __init__(
@@ -62,8 +80,6 @@ class StageRecord:
         schedule: tuple[MicroStepSchedule, ...],
     ) -> None:
         shape = group.description
-        layers, ranks = len(shape.layers), shape.ranks
-        slots = layers * ranks * shape.spare_slots
         self.ep_group = shape.ep_group
         self.layers = shape.layers
         self.step = step
@@ -73,14 +89,8 @@ class StageRecord:
         self.summary: PlanningSummary | None = None
         self.failed = False
         self.cancelled = threading.Event()
-        self.reports = StageReports(len(schedule), layers, ranks)
-        loads = ranks + shape.moves_homes  # homes are chosen from the load of all ranks together
-        self.load_bytes = len(schedule) * layers * loads * shape.num_experts * 8
-        plan_bytes = slots * 4 + slots * ranks * 8 + 1024
-        report_bytes = StageReports.stored_bytes(len(schedule), layers, ranks)
-        names = sum(len(ids) for micro_step in schedule for ids in micro_step.ranks)
-        home_bytes = layers * shape.num_experts * 4
-        self.kept_bytes = len(schedule) * plan_bytes + report_bytes + home_bytes + names * 128
+        self.reports = StageReports(len(schedule), len(shape.layers), shape.ranks)
+        self.load_bytes, self.kept_bytes = stage_bytes(shape, schedule)
 
     @property
     def is_planned(self) -> bool:

@@ -14,10 +14,11 @@ UPLOAD_MESSAGE_BYTES = 1 << 20
 
 
 def check_name(name: str, field: str) -> None:
-    """Raises InvalidInputError unless ``name`` has 1 to NAME_CHARACTERS characters."""
-    if not 1 <= len(name) <= NAME_CHARACTERS:
+    """Raises InvalidInputError unless ``name`` has 1 to NAME_CHARACTERS printable characters."""
+    if not 1 <= len(name) <= NAME_CHARACTERS or not name.isprintable():
         raise InvalidInputError(
-            f"{field}: a name has 1 to {NAME_CHARACTERS} characters, got {len(name)}"
+            f"{field}: a name has 1 to {NAME_CHARACTERS} printable characters, got {len(name)}: "
+            f"{name[:80]!r}"
         )
 
 
