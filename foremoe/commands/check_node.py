@@ -123,9 +123,9 @@ def _daemon(address: str, credentials: Credentials, wait_seconds: float) -> Find
         with ControllerClient(address, wait_seconds, credentials=credentials) as client:
             status = client.status()
     except ForemoeError as error:
-        where = parse_address(address)
-        cure = f"foremoe serve {where.serve_option}"
-        return Finding("daemon", State.WARNING, str(error), cure)
+        found, _, cure = str(error).partition("; ")
+        serve = f"foremoe serve {parse_address(address).serve_option}"
+        return Finding("daemon", State.WARNING, found, cure or serve)
     return finding(
         "daemon",
         status.version == __version__,
