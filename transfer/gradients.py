@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class ReturnedGradient:
 
 
 GradientSink = Callable[[Sequence[ReturnedGradient]], None]
+_Arrived = tuple[GradientCopy, Tensor, Ticket]
 
 
 class GradientInbox:
@@ -49,8 +51,8 @@ class GradientInbox:
         self._device = device
         self._changed = threading.Condition()
         self._free: list[Tensor] = []
-        self._expected = 0
-        self._arrived: list[tuple[GradientCopy, Tensor, Ticket]] = []
+        self._expected = Counter[int]()  # by layer, in the order in which they were sent
+        self._arrived = defaultdict[int, list[_Arrived]](list)
         self._error: ForemoeError | None = None
 
     def expect(self, copies: Sequence[GradientCopy]) -> list[Tensor]:
@@ -58,13 +60,13 @@ class GradientInbox:
         with self._changed:
             new = max(0, len(copies) - len(self._free))
             self._free += [aligned_buffer(self.layout.nbytes, self._device) for _ in range(new)]
-            self._expected += len(copies)
+            self._expected.update(copy.layer for copy in copies)
             return [self._free.pop() for _ in copies]
 
     def arrive(self, copy: GradientCopy, slab: Tensor, ticket: Ticket = DONE) -> None:
         """``ticket`` says when the device has the bytes; whoever takes them waits for it."""
         with self._changed:
-            self._arrived.append((copy, slab, ticket))
+            self._arrived[copy.layer].append((copy, slab, ticket))
             crash_point(CrashPoint.GRADIENTS_ARRIVED)
             self._changed.notify_all()
 
@@ -75,28 +77,18 @@ class GradientInbox:
             self._changed.notify_all()
 
     def collect(self, sink: GradientSink, wait_seconds: float) -> None:
-        """Hand all gradients expected so far to ``sink``, ascending by (layer, expert, rank).
+        """Hand all gradients expected so far to ``sink``, those of one layer at a time.
 
-        Raises TransferError when a gradient is lost or late.
+        Layers come in the order in which they were sent, so that one is added while the next one is
+        on its way; inside a layer they ascend by (expert, rank). Raises TransferError when a
+        gradient is lost or late; none is expected then any more.
         """
         deadline = time.monotonic() + wait_seconds
-        with self._changed:
-            while self._error is None and len(self._arrived) < self._expected:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise TransferError(
-                        f"{self._expected - len(self._arrived)} replica gradients did not come "
-                        f"home within {wait_seconds} s; a rank of the group is late or lost"
-                    )
-                self._changed.wait(remaining)
-            arrived, self._arrived, self._expected = self._arrived, [], 0
-            error, self._error = self._error, None
-        if error is not None:
-            raise error
-        arrived.sort(key=lambda one: (one[0].layer, one[0].expert, one[0].rank))
-        for _, _, ticket in arrived:
-            ticket.wait()
-        if arrived:
+        while (layer := next(iter(self._expected), None)) is not None:
+            arrived = self._wait(layer, deadline, wait_seconds)
+            arrived.sort(key=lambda one: (one[0].expert, one[0].rank))
+            for _, _, ticket in arrived:
+                ticket.wait()
             sink(
                 [
                     ReturnedGradient(copy.layer, copy.expert, copy.rank, self.layout.views(slab))
@@ -104,5 +96,31 @@ class GradientInbox:
                 ]
             )
             crash_point(CrashPoint.GRADIENTS_HOME)
+            with self._changed:
+                self._free += [slab for _, slab, _ in arrived]
+        self._raise_error()
+
+    def _wait(self, layer: int, deadline: float, wait_seconds: float) -> list[_Arrived]:
+        """All that is expected of a layer."""
         with self._changed:
-            self._free += [slab for _, slab, _ in arrived]
+            while self._error is None and len(self._arrived[layer]) < self._expected[layer]:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    missing = self._expected.total() - sum(map(len, self._arrived.values()))
+                    raise TransferError(
+                        f"{missing} replica gradients did not come home within {wait_seconds} s; "
+                        "a rank of the group is late or lost"
+                    )
+                self._changed.wait(remaining)
+        self._raise_error()
+        with self._changed:
+            del self._expected[layer]
+            return self._arrived.pop(layer)
+
+    def _raise_error(self) -> None:
+        with self._changed:
+            error, self._error = self._error, None
+            if error is not None:
+                self._expected.clear()
+                self._arrived.clear()
+                raise error

@@ -103,7 +103,9 @@ class Training:
             if expert >= 0 and self.toy.home_of(layer)[expert] == self.toy.rank
         )
         returned = self.toy.collect_gradients()
-        assert [(r.layer, r.expert, r.rank) for r in returned] == expected
+        order = [(-LAYERS.index(r.layer), r.expert, r.rank) for r in returned]
+        assert order == sorted(order), "layers as they were sent, then a fixed order"
+        assert sorted((r.layer, r.expert, r.rank) for r in returned) == expected
         wide = torch.float64 if self.toy.layout.dtype == torch.float64 else torch.float32
         for item in returned:
             value = self.gradient_value(item.layer, item.expert, item.rank)
