@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import numpy as np
-from hypothesis import settings
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -384,15 +384,19 @@ def _summary(step: StepStatus) -> Any:
     return step.step, (step.state, step.sequences, stages)
 
 
-def run_examples(examples: int) -> None:
+def run_examples(examples: int, chosen_seed: int | None = None) -> None:
     """Against as many daemons as it takes."""
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=30,
+        deadline=None,
+        database=None,
+        derandomize=chosen_seed is None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    machine = DaemonMachine if chosen_seed is None else seed(chosen_seed)(DaemonMachine)
     try:
-        run_state_machine_as_test(
-            DaemonMachine,
-            settings=settings(
-                max_examples=examples, stateful_step_count=30, deadline=None, derandomize=True
-            ),
-        )
+        run_state_machine_as_test(machine, settings=chosen)
     finally:
         DaemonMachine.end()
 
