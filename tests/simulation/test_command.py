@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foremoe.cli import main
@@ -27,6 +28,22 @@ def test_table_record_and_timeline(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {"compute", "dispatch", "other"} <= {e["cat"] for e in events if e["ph"] == "X"}
     last = max(e["ts"] + e["dur"] for e in events if e["ph"] == "X" and e["pid"] == 1) / 1e6
     assert last == pytest.approx(found["policies"][1]["seconds"]["update"], rel=0.01)
+
+
+def test_recorded_heat_sets_what_is_drawn(tmp_path: Path) -> None:
+    speedups = {}
+    for name, hot in (("even", 1.0), ("skewed", 20.0)):
+        heat, record = tmp_path / f"{name}.npz", tmp_path / f"{name}.json"
+        np.savez(heat, tokens=np.array([[hot, hot, 1, 1, 1, 1, 1, 1]]))
+        short = ["--mini-batches", "1", "--micro-steps-per-mini-batch", "2"]
+        arguments = ["--heat", f"{heat}:tokens", "--sequences-per-micro-step", "32"]
+        assert (
+            main([*SMALL, *arguments, *short, "--policies", "foremoe", "--json", str(record)]) == 0
+        )
+        found = json.loads(record.read_text())
+        assert found["sequences_per_micro_step"] == 32
+        speedups[name] = found["policies"][-1]["speedup"]
+    assert speedups["skewed"] > 1.5 > speedups["even"]
 
 
 @pytest.mark.parametrize(
