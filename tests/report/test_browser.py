@@ -17,6 +17,7 @@ from tests.report.planned import CHARTS, Planned
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH, HEIGHT = 1280, 5000  # a laptop's window, as tall as the page
 ACCENT = {"light": (44, 107, 209), "dark": (92, 149, 242)}
+RED = {"light": (211, 35, 47), "dark": (255, 90, 95)}
 PAPER = {"light": (254, 254, 254), "dark": (20, 23, 27)}
 PREFERRED = {"dark": 0, "light": 1}  # Chromium's numbers
 PROBE = """<script>
@@ -114,6 +115,8 @@ def test_every_figure_is_painted_in_light_and_dark(
         assert near(painted, PAPER[theme]).mean() > 0.03, f"{name}: the background is another's"
         if name != "heatmap":  # its accent is in an image, in the colours of light
             assert near(painted, ACCENT[theme]).sum() > 100, f"{name}: no accent"
+        if name == "timeline-update":
+            assert near(painted, RED[theme]).sum() > 100, "exposed time is not red"
 
 
 def near(pixels: NDArray[Any], colour: tuple[int, int, int]) -> NDArray[np.bool_]:
