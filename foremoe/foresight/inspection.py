@@ -112,8 +112,7 @@ def _examine(
 def _unwritten(
     where: str, ids: NDArray[Any], model: MoeModel, known: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Layers with one expert only and layers with a negative id, by row; rows of the former, by
-    layer."""
+    """By row, layers with one expert only and with a negative id; by layer, rows of the former."""
     layers = len(model.layers)
     blank, negative = np.zeros((2, len(ids)), np.int32)
     blank_rows = np.zeros(layers, np.int64)
