@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from foremoe.vocabulary import DegradedReason
 from tests.commands.training_workers import EP_GROUP, STEP, train_one_step
 from tests.processes import run_ranks
 from tests.runtime.daemon_process import DaemonProcess, run_foremoe
@@ -52,7 +53,8 @@ def test_metrics_say_what_the_sessions_recorded(trained: Trained, scrape: Scrape
     assert copied["gradient"] > 0
     seconds = scrape.value("foremoe_stage_seconds_total", **LABELS)
     assert seconds == pytest.approx(max(result["seconds"] for result in results))
-    assert scrape.values("foremoe_degraded_micro_steps_total", "reason", **LABELS) == {}
+    degraded = scrape.values("foremoe_degraded_micro_steps_total", "reason", **LABELS)
+    assert degraded.keys() <= {DegradedReason.LATE_COPIES}
 
 
 PANELS = [p for p in json.loads(DASHBOARD.read_text())["panels"] if p["type"] != "row"]
