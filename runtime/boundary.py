@@ -84,25 +84,21 @@ class Boundary(grpc.aio.ServerInterceptor):
                 self._enter()
             code = grpc.StatusCode.CANCELLED
             try:
-                if ours:
-                    self._admit(details, context)
-                response = await _run(behavior, _checked(request), context)
-                code = grpc.StatusCode.OK
-                return response
-            except ForemoeError as error:
-                code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
-                await context.abort(code, str(error)[:DETAIL_CHARACTERS])
-            except grpc.aio.AbortError:
-                raise
-            except MemoryError:
-                log.warning("no memory for %s", method)
-                code = grpc.StatusCode.RESOURCE_EXHAUSTED
-                await context.abort(code, NO_MEMORY)
-            except Exception:  # a bug must not tell a client what it was
-                fault = uuid.uuid4().hex[:12]
-                log.exception("internal error %s in %s", fault, method)
-                code = grpc.StatusCode.INTERNAL
-                await context.abort(code, f"internal error {fault}; see the daemon's log")
+                try:
+                    if ours:
+                        self._admit(details, context)
+                    response = await _run(behavior, _checked(request), context)
+                    code = grpc.StatusCode.OK
+                    return response
+                except grpc.aio.AbortError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - a bug must not tell what it was
+                    code, text = _refusal(error, method)
+                # gRPC keeps what abort raises in a cycle, until the collector comes. So it is not
+                # raised while the error is handled, whose frames hold the request and all made of
+                # it: refused uploads would pile up outside of the budget.
+                request = None
+                await context.abort(code, text)
             finally:
                 if ours:
                     self.ended[service, name, code.name] += 1
@@ -128,6 +124,19 @@ class Boundary(grpc.aio.ServerInterceptor):
         self.running -= 1
         if self.running == 0:
             self._idle.set()
+
+
+def _refusal(error: Exception, method: str) -> tuple[grpc.StatusCode, str]:
+    """What a client is told of an error; only our own speak for themselves."""
+    if isinstance(error, ForemoeError):
+        code = CODES.get(type(error), grpc.StatusCode.INTERNAL)
+        return code, str(error)[:DETAIL_CHARACTERS]
+    if isinstance(error, MemoryError):
+        log.warning("no memory for %s", method)
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, NO_MEMORY
+    fault = uuid.uuid4().hex[:12]
+    log.error("internal error %s in %s", fault, method, exc_info=error)
+    return grpc.StatusCode.INTERNAL, f"internal error {fault}; see the daemon's log"
 
 
 def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

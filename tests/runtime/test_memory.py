@@ -1,6 +1,7 @@
 """The memory limit over a real socket: refused with a clear error, freed by release."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +101,29 @@ def test_more_steps_than_allowed_are_refused_until_one_is_finished(
         fill(client, 4, 1)
         fill(client, 5, 1)
         assert [found.step for found in client.status().steps] == [3, 4, 5]
+
+
+def test_refused_uploads_give_their_memory_back_at_once(small_daemon: DaemonProcess) -> None:
+    """Not only in the daemon's books: nothing may keep them until the garbage collector comes."""
+    layers, experts = tuple(range(8)), 512
+    counts = np.full((len(layers), experts), TOP_K, np.uint32)
+
+    def send(client: ControllerClient) -> None:  # 224 KiB, and then more than there is
+        with client.foresight_stream(1, layers, experts, TOP_K) as stream:
+            for index in range(16):
+                stream.add(f"s{index}", histogram=counts)
+
+    def refuse() -> None:
+        with ControllerClient(small_daemon.address) as client, pytest.raises(ExhaustedError):
+            send(client)
+
+    def resident_bytes() -> int:
+        lines = Path(f"/proc/{small_daemon.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
+
+    for _ in range(10):
+        refuse()
+    before = resident_bytes()
+    for _ in range(60):  # 13 MiB in all
+        refuse()
+    assert resident_bytes() < before + (4 << 20)
