@@ -91,6 +91,7 @@ class RankSession:
         self._run: MicroStepRun | None = None
         self._promised: AgreedPlan | None = None
         self._failed = False
+        self._degraded_reason = ""
         self._guard = StepGuard(homes, self._refuse_missing_gradients)
         engine.weights_changed()
 
@@ -248,7 +249,12 @@ class RankSession:
         try:
             self.move_homes(home)
         except (ConflictError, ExhaustedError, InvalidInputError) as error:  # on all ranks alike
-            log.warning("degraded: homes stay, so step %d runs without plans: %s", step, error)
+            log.warning(
+                "degraded: homes stay, so step %d runs without plans: %s",
+                step,
+                error,
+                extra={"fields": {"step": step, "stage": stage}},
+            )
 
     @property
     def _choice(self) -> PlanChoice:
@@ -283,6 +289,7 @@ class RankSession:
             stage.step, stage.stage, index, self._promised
         )
         record.balanced = agreed is not None
+        self._log_change(stage, record)
         self._clock.begin(stage.stage)
         if agreed is None:
             self._engine.return_gradients()
@@ -292,6 +299,21 @@ class RankSession:
             self._lookahead.add(self._uses(stage.stage, upcoming, 1), self._clock.now_ns)
         self._promised = upcoming
         return agreed, upcoming
+
+    def _log_change(self, stage: StageRun, record: MicroStepRecord) -> None:
+        """Say when micro-steps begin to run without plans, for another reason, or with them."""
+        reason = record.degraded_reason
+        if reason == self._degraded_reason:
+            return
+        self._degraded_reason = reason
+        where = {"step": stage.step, "stage": stage.stage, "micro_step": record.micro_step}
+        log.log(
+            logging.WARNING if reason else logging.INFO,
+            "%s: from step %d %s micro-step %d on",
+            f"degraded: no plans, {reason}" if reason else "balanced again",
+            *where.values(),
+            extra={"fields": where},
+        )
 
     def _uses(self, stage: Stage, agreed: AgreedPlan, ahead: int) -> list[Use]:
         """In the order in which a micro-step, this one or one ``ahead``, uses layers' replicas.

@@ -21,6 +21,7 @@ from foremoe.rpc.credentials import Credentials
 from foremoe.runtime.follower import SERVICES
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually
+from tests.runtime.scrapes import fetch, metrics_address
 from tests.runtime.steps import GROUP, Group
 
 TOKEN = "c0ffee" * 6
@@ -40,7 +41,8 @@ def job(folder: Path) -> Credentials:
 @pytest.fixture(scope="module")
 def guarded(folder: Path, job: Credentials) -> Iterator[DaemonProcess]:
     assert job.token_file is not None
-    with DaemonProcess(folder, "--token-file", job.token_file, "--log-level", "debug") as daemon:
+    talkative = ["--log-level", "debug", "--metrics-port", "0"]
+    with DaemonProcess(folder, "--token-file", job.token_file, *talkative) as daemon:
         yield daemon
 
 
@@ -149,7 +151,7 @@ def test_tokens_do_not_cross_loopback_in_clear_text(
 
 
 def test_the_token_is_never_logged(guarded: DaemonProcess, job: Credentials) -> None:
-    """After all of the above, at the most talkative level; nor does status or an error show it."""
+    """After all of the above, at the most talkative level; nor do status, errors and metrics."""
     with ControllerClient(guarded.address, credentials=job) as client:
         assert TOKEN not in repr(client.status())
     with ControllerClient(guarded.address, credentials=Credentials()) as stranger:
@@ -157,6 +159,9 @@ def test_the_token_is_never_logged(guarded: DaemonProcess, job: Credentials) -> 
             stranger.status()
         assert TOKEN not in str(refusal.value)
     assert TOKEN not in guarded.log.read_text()
+    for page, content in (("metrics", "foremoe_rpcs_total{"), ("healthz", "serving")):
+        status, text = fetch(f"{metrics_address(guarded)}/{page}")
+        assert (status, content in text, TOKEN in text) == (200, True, False)
 
 
 @pytest.mark.skipif(

@@ -1,5 +1,6 @@
 """Ranks that train with a real daemon, lose it in the middle of a step and find it again."""
 
+import logging
 import os
 import signal
 import time
@@ -21,12 +22,26 @@ STEPS = ("balanced", "killed in the middle", "no daemon", "restarted")
 MINI_BATCHES_PER_STEP = 2
 
 
+class Kept(logging.Handler):
+    """What the session logs: messages and fields."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+        session_log = logging.getLogger("foremoe.training.session")
+        session_log.setLevel(logging.INFO)
+        session_log.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((record.getMessage(), getattr(record, "fields", {})))
+
+
 def train_through_daemon_loss(rank: int, case: Case, folder: Path, pid: int) -> dict[str, Any]:
     """One RL step's update for each of ``STEPS``; outputs, gradients and records."""
     address = str(folder / "s")
     layers, session = build(case, address)
     controller = ControllerClient(address, timeout_seconds=5.0)
-    result: dict[str, Any] = {"outputs": [], "gradients": [], "records": {}}
+    result: dict[str, Any] = {"outputs": [], "gradients": [], "records": {}, "log": Kept().lines}
     micro_steps = MINI_BATCHES_PER_STEP * case.micro_steps
     restarted = None
     for step, name in enumerate(STEPS):

@@ -1,6 +1,7 @@
 """The runtime is soft state: killed at any instant, training goes on with the same numbers."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,12 +30,23 @@ def test_training_survives_kill_9_and_is_balanced_again_after_a_restart(
     lost = records["killed in the middle"]
     assert lost[0].balanced  # what had arrived is still used; the rest runs without, by name
     assert all(r.balanced or r.degraded_reason in LOST for r in lost)
+    check_log(results[0]["log"], case)
     for step, name in enumerate(STEPS):
         if name in ("balanced", "restarted"):
             tokens = [[r.computed_tokens for r in result["records"][name]] for result in results]
             mean = np.mean(tokens, axis=0).sum()
             assert np.max(tokens, axis=0).sum() < 1.05 * mean
             assert busiest_at_home(case, step) > 1.1 * mean
+
+
+def check_log(log: list[tuple[str, dict[str, Any]]], case: Case) -> None:
+    """One line for each change, with where it was as fields."""
+    lines = [(line, fields) for line, fields in log if "copies" not in line]
+    degraded, last = [line for line, _ in lines[:-1]], lines[-1]
+    assert any(line.startswith("degraded: no plans, runtime lost: from step ") for line in degraded)
+    assert len(degraded) <= len(LOST) * case.micro_steps
+    assert last[0] == "balanced again: from step 3 update micro-step 0 on"
+    assert last[1] == {"step": 3, "stage": "update", "micro_step": 0}
 
 
 def busiest_at_home(case: Case, step: int) -> int:
