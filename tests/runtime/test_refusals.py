@@ -1,5 +1,6 @@
 """Every bad input over a real socket: its status code, a message that says where, no change."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -296,6 +297,7 @@ def test_bad_input_is_refused_and_changes_nothing(
     details = refusal.value.details() or ""
     assert (refusal.value.code(), text in details) == (code, True), (refusal.value.code(), details)
     assert "\n" not in details
+    assert not re.search(r"(^|[\s'\"])/\w|\.py\b|Traceback", details)  # nothing of the server's
     assert snapshot(daemon) == before
 
 
