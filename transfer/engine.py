@@ -142,7 +142,7 @@ class TransferEngine:
                 self._pool.device.type,
             )
             check_agreement(agreed, peer_group, wait_seconds)
-        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes)
+        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes, chunks=1)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
         path_seconds = wait_seconds / 2
         self._host = (
@@ -394,11 +394,10 @@ class TransferEngine:
     def apply_speed(self, measured: Sequence[PathSpeed]) -> None:
         """Choose paths by what the ranks measured: on all ranks the same, at the same point."""
         dropped, self._dropped = self._dropped, 0
-        speed = feed_back(self._speed, measured, not self._speed_is_measured, dropped > 0)
+        first = not self._speed_is_measured
+        self._speed = feed_back(self._speed, measured, first, dropped > 0)
         self._speed_is_measured |= any(one != UNMEASURED for one in measured)
-        if speed != self._speed:
-            self._speed = speed
-            self._paths = MicroStepPaths(self.topology, speed, self.layout.payload_bytes)
+        self._paths = MicroStepPaths(self.topology, self._speed, self.layout.payload_bytes)
 
     @property
     def peer_path_lost(self) -> bool:

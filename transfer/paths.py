@@ -36,12 +36,15 @@ class PathSpeed:
 class MicroStepPaths:
     """Chooses paths and order, sharing the links among the copies of one micro-step."""
 
-    def __init__(self, topology: Topology, speed: PathSpeed, slab_bytes: int) -> None:
+    def __init__(
+        self, topology: Topology, speed: PathSpeed, slab_bytes: int, chunks: int = CHUNKS
+    ) -> None:
+        """chunks: 1 where there are no deadlines, as slabs are moved whole."""
         host, peer, network = (
             slab_ns(slab_bytes, max(link, 1.0)) if link else 0
             for link in (speed.host, speed.peer, speed.network)
         )
-        self._links = Links(topology, host, peer, network, chunks=CHUNKS)
+        self._links = Links(topology, host, peer, network, chunks)
         self.restart()
 
     def restart(self) -> None:

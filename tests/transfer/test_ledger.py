@@ -1,6 +1,7 @@
 """What the ranks agree that slots hold and owe, where it differs from what was promised."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from foremoe.planner.homes import contiguous_homes
 from foremoe.transfer.copies import Fill
@@ -11,7 +12,7 @@ FIRST = np.array([[4, 5], [0, -1]], np.int32)
 NEXT = np.array([[4, 6], [1, 0]], np.int32)
 
 
-def used(ledger: Ledger, wanted: np.ndarray) -> None:
+def used(ledger: Ledger, wanted: NDArray[np.int32]) -> None:
     promise, _ = ledger.open(3, HOME[0], wanted, None)
     promise.acquired = promise.with_gradients = True
     ledger.close(3)
