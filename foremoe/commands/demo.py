@@ -77,10 +77,10 @@ def _check_writable(name: str, path: Path | None) -> None:
 
 
 def _write_html(path: Path, report: dict[str, Any], timeline: Path) -> None:
-    from foremoe.report.demo_chapter import demo_chapter
+    from foremoe.report.demo_chapter import demo_chapters
     from foremoe.report.page import write_report
     from foremoe.report.sources import chapters_of
 
     source = Path("foremoe demo")
-    write_report(path, None, lambda: [demo_chapter(source, report), *chapters_of(timeline)])
+    write_report(path, None, lambda: [*demo_chapters(source, report), *chapters_of(timeline)])
     print(f"report: {path}")

@@ -21,7 +21,7 @@ from foremoe.demo.foresight_sender import ForesightSender
 from foremoe.demo.model import load_model, write_model
 from foremoe.demo.options import TIMELINE, DemoOptions
 from foremoe.demo.rollout import roll_out
-from foremoe.demo.schedule import Schedule, message, recompute_schedule, update_schedule
+from foremoe.demo.schedule import Schedule, load_of, message, recompute_schedule, update_schedule
 from foremoe.demo.sequence import Sequence
 from foremoe.demo.snapshot import Snapshot
 from foremoe.demo.trainer import RunResult, Trainer
@@ -116,7 +116,9 @@ class _Job:
         figures = compare(balanced, unbalanced)
         reward = float(np.mean([sequence.reward for sequence in sequences]))
         exact = float(np.mean([sequence.reward == 1.0 for sequence in sequences]))
-        self.events({"event": "step", "step": step, "reward": reward, "exact": exact, **figures})
+        load = load_of(update, self.options.experts).tolist()
+        told = {"event": "step", "step": step, "reward": reward, "exact": exact, "load": load}
+        self.events({**told, **figures})
         with self._submitting():
             if self.rank == 0:
                 self.controller.release_step(step)

@@ -35,7 +35,10 @@ _ROWS: dict[str, _Figure] = {
 
 
 def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """The report: options, machine, per-stage figures over all steps, and every step."""
+    """The report: options, machine, per-stage figures over all steps, and every step.
+
+    update_load: of the last step's update stage, ``[M, L, P, E]``.
+    """
     stages = {name: _stage(name, steps) for name in ("recompute", "update")}
     both = [stages["recompute"], stages["update"]]
     window = max(1, len(steps) // 4)
@@ -60,7 +63,8 @@ def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, An
         "largest_gradient_difference": max(step["gradient_difference"] for step in steps),
         "largest_gradient": max(step["gradient_scale"] for step in steps),
         "degraded_micro_steps": dict(degraded),
-        "steps": [{k: v for k, v in step.items() if k != "event"} for step in steps],
+        "update_load": steps[-1].get("load"),
+        "steps": [{k: v for k, v in s.items() if k not in ("event", "load")} for s in steps],
     }
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence as Sequences
 
+import numpy as np
+from numpy.typing import NDArray
+
 from foremoe.client.controller import MicroStepSchedule
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.sequence import Sequence
@@ -29,6 +32,19 @@ def message(schedule: Schedule, mini_batches: int) -> list[MicroStepSchedule]:
         )
         for index, ranks in enumerate(schedule)
     ]
+
+
+def load_of(schedule: Schedule, experts: int) -> NDArray[np.int64]:
+    """Pairs by micro-step, layer, source rank and expert: int64 ``[M, L, P, E]``."""
+    layers = schedule[0][0][0].expert_ids.shape[1]
+    load = np.zeros((len(schedule), layers, len(schedule[0]), experts), np.int64)
+    for index, ranks in enumerate(schedule):
+        for rank, sequences in enumerate(ranks):
+            for sequence in sequences:
+                for layer in range(layers):
+                    ids = sequence.expert_ids[:, layer].ravel()
+                    load[index, layer, rank] += np.bincount(ids, minlength=experts)
+    return load
 
 
 def _deal(sequences: Sequences[Sequence], micro_steps: int, options: DemoOptions) -> Schedule:

@@ -7,9 +7,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foremoe.commands.plan_figures import timed_plans
+from foremoe.errors import InvalidInputError
+from foremoe.planner.homes import contiguous_homes
+from foremoe.planner.policies import warm_up
+from foremoe.planner.problem import StageProblem, Topology
 from foremoe.report.chart import Chapter, Chart, Fact, Numbers, new_drawing
+from foremoe.report.plans_chapter import plans_chapter
+from foremoe.report.plans_run import PlansRun
 from foremoe.report.record import Record
 from foremoe.report.style import ACCENT, FAINT, MUTED, RED, horizontal_grid, whole_numbers
+from foremoe.runtime.config import RuntimeConfig
 
 STAGES = ("recompute", "update")
 MEBIBYTE = 1 << 20
@@ -31,8 +39,44 @@ def demo_chapter(path: Path, content: Any) -> Chapter:
         str(path),
         _facts(report, stages),
         [_imbalance(steps), _seconds(report, steps), _bytes(steps)],
-        ["load by layer and expert, traffic: the demo does not record them; see foremoe plan"],
     )
+
+
+def demo_chapters(path: Path, content: Any) -> list[Chapter]:
+    """What was measured, and the plans of the last step's update stage."""
+    chapter = demo_chapter(path, content)
+    run = demo_plans(path, content)
+    return [chapter] if run is None else [chapter, plans_chapter(run, None)]
+
+
+def demo_plans(path: Path, content: Any) -> PlansRun | None:
+    """Made again from the load, with the daemon's defaults: the daemon's plans, byte for byte.
+
+    None for a report without load; InvalidInputError for one of another shape.
+    """
+    if content.get("update_load") is None:
+        return None
+    options, defaults = Record(path, content).record("options"), RuntimeConfig("")
+    try:
+        load = np.array(content["update_load"], np.int64)
+        _, layers, ranks, experts = load.shape
+        slots, mini_batches = (int(options.number(k)) for k in ("spare_slots", "mini_batches"))
+        problem = StageProblem(
+            load=load,
+            home=contiguous_homes(layers, experts, ranks),
+            mini_batch=np.repeat(np.arange(mini_batches), len(load) // mini_batches).astype(
+                np.int32
+            ),
+            topology=Topology(ranks, ranks),
+            spare_slots=slots,
+            target=defaults.target,
+        )
+    except (InvalidInputError, TypeError, ValueError, ArithmeticError) as error:
+        raise InvalidInputError(f"{path}: update_load is no load of a stage ({error})") from error
+    warm_up([defaults.policy])
+    plans, seconds = timed_plans(problem, defaults.policy)
+    source = f"{path}, update stage of the last step, planned again"
+    return PlansRun(source, plans, problem.topology, defaults.policy, defaults.target, seconds)
 
 
 def _facts(report: Record, stages: dict[str, Record]) -> list[Fact]:

@@ -10,7 +10,7 @@ from foremoe.planner.archive import load_plans
 from foremoe.planner.problem import Topology
 from foremoe.planner.validate import validate
 from foremoe.report.chart import Chapter
-from foremoe.report.demo_chapter import demo_chapter
+from foremoe.report.demo_chapter import demo_chapters
 from foremoe.report.plans_chapter import Hardware, plans_chapter
 from foremoe.report.plans_run import PlansRun
 from foremoe.report.policies_chapter import policies_chapter
@@ -21,23 +21,24 @@ SUFFIXES = (".json", ".npz")
 
 
 def chapters_of(path: Path, nodes: int = 1, hardware: Hardware | None = None) -> list[Chapter]:
-    """One chapter a file, in the order of their names. Raises InvalidInputError.
+    """Those of each file, in the order of their names. Raises InvalidInputError.
 
     nodes: that the ranks of plans are on. hardware: what plans would run on.
     """
     if not path.is_dir():
-        return [_chapter(path, nodes, hardware)]
+        return _chapters(path, nodes, hardware)
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise InvalidInputError(f"{path}: holds no .json and no .npz file")
     recorded = recorded_traces(files)
-    chapters = [_chapter(file, nodes, hardware) for file in files if file not in recorded]
+    others = [file for file in files if file not in recorded]
+    chapters = [chapter for file in others for chapter in _chapters(file, nodes, hardware)]
     return chapters + ([timeline_chapter(path, merged(recorded.values()))] if recorded else [])
 
 
-def _chapter(path: Path, nodes: int, hardware: Hardware | None) -> Chapter:
+def _chapters(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapter]:
     if path.suffix == ".npz":
-        return plans_chapter(_plans(path, nodes), hardware)
+        return [plans_chapter(_plans(path, nodes), hardware)]
     content = _json(path)
     for key, make in _KINDS.items():
         first = content[0] if isinstance(content, list) and content else content
@@ -73,12 +74,16 @@ def _json(path: Path) -> Any:
         raise InvalidInputError(f"{path}: is no JSON ({error})") from error
 
 
-def _trace_chapter(path: Path, content: dict[str, Any]) -> Chapter:
-    return timeline_chapter(path, read_trace(path, content))
+def _timeline(path: Path, content: Any) -> list[Chapter]:
+    return [timeline_chapter(path, read_trace(path, content))]
 
 
-_KINDS: dict[str, Callable[[Path, Any], Chapter]] = {
-    "traceEvents": _trace_chapter,
-    "policy": policies_chapter,
-    "stages": demo_chapter,
+def _policies(path: Path, content: Any) -> list[Chapter]:
+    return [policies_chapter(path, content)]
+
+
+_KINDS: dict[str, Callable[[Path, Any], list[Chapter]]] = {
+    "traceEvents": _timeline,
+    "policy": _policies,
+    "stages": demo_chapters,
 }

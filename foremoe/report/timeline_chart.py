@@ -37,7 +37,10 @@ class Lane(NamedTuple):
 
 
 def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
-    """The whole stage, and below it the micro-step that waited longest. title: if not ``stage``."""
+    """The whole stage, and below it the micro-step that waited longest.
+
+    spans: those of the compute stream begin at 0. title: if not ``stage``.
+    """
     lanes = _lanes(spans)
     by_kind = _by_kind(spans)
     waits = [_exposed(spans, what) for what in WAITED_FOR]
@@ -58,7 +61,7 @@ def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
     closer.set_xlabel("ms since the stage began")
     for axes in (whole, closer):
         ticks = axes.get_xaxis()
-        ticks.set_major_formatter(lambda value, _: f"{(value - start) / 1e6:g}")
+        ticks.set_major_formatter(lambda value, _: f"{value / 1e6:g}")
     finding = _finding(title or stage, waits, ranks, end - start)
     return Chart(
         "timeline-" + re.sub(r"[^a-z0-9]+", "-", stage.lower()).strip("-"),

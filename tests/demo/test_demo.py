@@ -2,12 +2,14 @@
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.supervisor import run_demo
+from foremoe.report.demo_chapter import demo_plans
 from foremoe.timeline.chrome_trace import read_trace
 from foremoe.timeline.span import COMPUTE, Span
 from foremoe.vocabulary import DegradedReason
@@ -43,6 +45,14 @@ def test_each_step_is_balanced_and_gives_the_same_numbers(undisturbed: dict[str,
         assert stage["imbalance_before"] > 1.15 > 1.1 > stage["imbalance_after"]
         assert stage["host_bytes"] + stage["peer_bytes"] > 0
     assert undisturbed["stages"]["update"]["gradient_bytes"] > 0
+
+
+def test_the_reports_plans_are_those_of_the_daemon(undisturbed: dict[str, Any]) -> None:
+    run = demo_plans(Path("demo"), undisturbed)
+    assert run is not None
+    measured = undisturbed["steps"][-1]["stages"]["update"]
+    assert run.before().mean() == pytest.approx(measured["imbalance_before"], rel=1e-12)
+    assert run.after().mean() == pytest.approx(measured["imbalance_after"], rel=1e-12)
 
 
 def test_the_timeline_tells_what_the_report_tells(undisturbed: dict[str, Any]) -> None:

@@ -63,9 +63,16 @@ def report(run: Path, folder: Path, *options: str) -> Page:
 
 
 def test_the_demos_json_becomes_bars_and_lines(tmp_path: Path) -> None:
+    load = np.random.default_rng(0).integers(1, 99, (6, 2, 2, 16)).tolist()
+    told = {**demo_report(), "update_load": load}
+    (tmp_path / "demo.json").write_text(json.dumps(told))
+    page = report(tmp_path / "demo.json", tmp_path)
+    measured = ["demo-imbalance", "demo-seconds", "demo-bytes"]
+    assert page.sections() == [*measured, "imbalance", "heatmap", "frontier", "traffic"]
+    assert sum(row[1] + row[2] for row in page.numbers("traffic")) == np.sum(load)
     (tmp_path / "demo.json").write_text(json.dumps(demo_report()))
     page = report(tmp_path / "demo.json", tmp_path)
-    assert page.sections() == ["demo-imbalance", "demo-seconds", "demo-bytes"]
+    assert page.sections() == measured
     assert page.facts()["speedup"] == 1.5
     assert page.facts()["imbalance-after"] == 1.01
     assert page.numbers("demo-seconds") == [[s, 3, 2, 0.125, 3, 2, 0.5] for s in range(3)]
@@ -237,6 +244,9 @@ def without(content: dict[str, Any], key: str) -> dict[str, Any]:
         ({"policy": "foremoe"}, "imbalance_before is missing"),
         ({"stages": {}}, "stages.recompute is missing"),
         (without(demo_report(), "steps"), "steps is missing"),
+        ({**demo_report(), "update_load": [[1]]}, "update_load is no load of a stage"),
+        ({**demo_report(), "update_load": "much"}, "update_load is no load of a stage"),
+        ({**demo_report(), "update_load": [[[[3, 4, 5]] * 2] * 2] * 6}, "update_load"),
         ({**demo_report(), "steps": []}, "steps is no list of objects"),
         ({**demo_report(), "speedup": float("nan")}, "speedup is no number"),
         ({**demo_report(), "options": 3}, "options is no JSON object"),
