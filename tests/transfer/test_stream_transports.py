@@ -110,7 +110,10 @@ def _train_grouped(rank: int) -> tuple[int, int]:
     engine_module.open_peer = _over_torch
     grouped = ToyRank(rank, 4, None, spare_slots=SPARE_SLOTS, checksums=True)
     training = Training(grouped, seed=3)
-    training.run()
+    for _ in range(2):
+        grouped.step_optimizer()
+        training.recompute([training.draw()])
+        training.update([training.draw(), training.draw()])
     assert isinstance(grouped.engine._peer, GroupedPeerTransport)
     grouped.close()
     return training.checked_gradients, grouped.engine.statistics().peer_bytes
@@ -118,13 +121,13 @@ def _train_grouped(rank: int) -> tuple[int, int]:
 
 def test_every_replica_and_gradient_is_exact_in_groups() -> None:
     checked = run_ranks(_train_grouped, 4)
-    assert sum(gradients for gradients, _ in checked) > 100
+    assert sum(gradients for gradients, _ in checked) > 40
     assert all(received > 0 for _, received in checked)
 
 
 def test_a_group_never_has_too_many_operations() -> None:
     rng = random.Random(5)
-    for _ in range(300):
+    for _ in range(100):
         ranks, messages = rng.randint(2, 9), rng.randint(1, 40)
         pairs = [tuple(rng.sample(range(ranks), 2)) for _ in range(rng.randint(0, 200))]
         dealt = rounds_in_order(pairs)
