@@ -31,6 +31,7 @@ from benchmarks.simulation_cases import (
     outcomes,
 )
 from benchmarks.table import rows
+from foremoe.simulation.contest import CONTESTANTS, UNBALANCED
 from foremoe.simulation.step import Outcome
 
 
@@ -57,7 +58,8 @@ def main() -> None:
         for more in curves() if arguments.figures else ():
             points += more
             bar.advance(task)
-    lines = [line for case, policies in found for line in table(case, policies)]
+    lines = headline(found)
+    lines += [line for case, policies in found for line in table(case, policies)]
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines))
     else:
@@ -75,6 +77,18 @@ def main() -> None:
             "curves": [asdict(point) for point in points],
         }
         record.write(arguments.json, figures)
+
+
+def headline(found: Sequence[tuple[Case, Sequence[Outcome]]]) -> list[str]:
+    """Speedups over unbalanced, and how much of the ideal's speed foremoe reaches."""
+    names = [name for name in CONTESTANTS if name != UNBALANCED]
+    cells = []
+    for case, policies in found:
+        by_name = {outcome.name: outcome for outcome in policies}
+        speedups = [f"{by_name[name].speedup:.3f}" for name in names]
+        share = f"{100 * by_name['foremoe'].of_ideal:.1f}%"
+        cells.append([case.name, f"{by_name[UNBALANCED].imbalance_mean:.2f}", *speedups, share])
+    return rows(["speedup", "imbalance", *names, "foremoe of ideal"], cells)
 
 
 def table(case: Case, outcomes: Sequence[Outcome]) -> list[str]:
