@@ -1,6 +1,6 @@
 """Numbers out of JSON that somebody else may have written."""
 
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Record:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or not math.isfinite(value)
+            or not abs(value) <= sys.float_info.max
         ):
             raise InvalidInputError(f"{self._path}: {self._named(key)} is no number")
         return value
