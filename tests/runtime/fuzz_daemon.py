@@ -7,7 +7,7 @@ import re
 import socket
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -216,7 +216,7 @@ class FuzzedDaemon:
         while self._refused and (found := self._steady()) != self._before:
             if time.monotonic() > deadline:
                 for case in self._refused:
-                    self._fail(case, f"was refused, but the status changed: {found}")
+                    self._fail(case, f"was refused, but changed {_changed(self._before, found)}")
                 self._before = found
                 break
             time.sleep(0.002)
@@ -231,7 +231,7 @@ class FuzzedDaemon:
     def _steady(self) -> RuntimeStatus:
         """The status without what passes by itself."""
         status = self._status()
-        groups = tuple(replace(group, streaming=0) for group in status.ep_groups)
+        groups = tuple(replace(group, streaming=0, latest=()) for group in status.ep_groups)
         return replace(status, uptime_seconds=0.0, ep_groups=groups)
 
     def _status(self) -> RuntimeStatus:
@@ -252,6 +252,11 @@ def _is_planned(step: Any) -> bool:
     return step.state in (StepState.COLLECTING, StepState.PLANNED) or all(
         stage.planned == stage.micro_steps and stage.planning_seconds > 0 for stage in step.stages
     )
+
+
+def _changed(before: RuntimeStatus | None, after: RuntimeStatus) -> str:
+    names = [field.name for field in fields(after)]
+    return ", ".join(n for n in names if getattr(before, n, None) != getattr(after, n))
 
 
 def _release(step: int) -> bytes:

@@ -27,12 +27,13 @@ from foremoe.planner.policies import POLICIES
 from foremoe.planner.preset import PRESETS, cluster_preset, model_preset
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.validate import validate
+from foremoe.report.sources import chapters_of
 from foremoe.rpc.credentials import Credentials
 from foremoe.transfer.cache_file import CacheShape, open_file
 from tests.runtime.fuzz_bytes import spoiled_bytes
 from tests.runtime.fuzz_values import spoiled_json, spoiled_npz, spoiled_toml
 
-READ_SECONDS = 5.0
+READ_SECONDS = 30.0
 MODEL = MoeModel(num_experts=16, top_k=4, num_layers=4, layers=(1, 2, 3))
 CACHE = CacheShape(2, (0, 3), 4, 4096)
 Make = Callable[[random.Random], bytes]
@@ -109,6 +110,9 @@ def targets() -> dict[str, Target]:
         ),
         "megatron recording": Target(".json", _json(_megatron()), _read_megatron, 5),
         "moe-patch recording": Target(".json", _json(_moe_patch()), _read_moe_patch, 5),
+        "recorded demo": Target(".json", _json(_demo()), chapters_of, 1),
+        "recorded plans": Target(".json", _json(_PLANNED), chapters_of, 1),
+        "recorded trace": Target(".json", _json(_spans()), chapters_of, 1),
         "token file": Target(".token", _or_bytes(lambda _: b"0123456789abcdef0123456789"), _token),
         "certificate": Target(".pem", _or_bytes(lambda _: _PEM), _certificate, 2),
     }
@@ -225,6 +229,54 @@ def _moe_patch() -> Any:
     ]
 
 
+def _demo() -> Any:
+    stage = {
+        "imbalance_before": 1.5,
+        "imbalance_after": 1.01,
+        "seconds_unbalanced": 3.0,
+        "seconds_balanced": 2.0,
+        "exposed_seconds": 0.125,
+        "host_bytes": 3 << 20,
+        "peer_bytes": 2 << 20,
+        "gradient_bytes": 1 << 20,
+    }
+    stages = {"recompute": stage, "update": stage}
+    return {
+        "options": {"ranks": 4},
+        "stages": stages,
+        "steps": [{"stages": stages}] * 2,
+        "speedup": 1.5,
+        "speedup_from_balance_alone": 1.6,
+        "largest_loss_difference": 1e-9,
+    }
+
+
+def _spans() -> Any:
+    common = {"ph": "X", "pid": 0, "cat": "compute", "args": {"micro_step": 0, "layer": 0}}
+    return {
+        "traceEvents": [
+            {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "update"}},
+            {**common, "tid": 0, "name": "layer 0", "ts": 0.0, "dur": 5.0},
+            {**common, "tid": 0, "name": "layer 1", "ts": 6.0, "dur": 5.0},
+        ]
+    }
+
+
+_PLANNED = [
+    {
+        "policy": policy,
+        "micro_steps": 2,
+        "layers": 3,
+        "experts": 8,
+        "ranks": 4,
+        "spare_slots": 1,
+        "imbalance_before": {"mean": 1.5},
+        "imbalance_after": {"mean": 1.1, "p99": 1.2},
+        "copies_per_layer": {"mean": 0.5},
+        "planning_microseconds_per_layer": 12.0,
+    }
+    for policy in ("foremoe", "greedy")
+]
 _CONFIG = {
     "num_experts": 16,
     "num_experts_per_tok": 4,

@@ -34,7 +34,7 @@ from tests.runtime.fuzz_files import FuzzedFiles
 from tests.runtime.fuzz_oracle import complaint
 from tests.runtime.uploads import EXPERTS, LAYERS, TOP_K, histogram
 
-CALLS, FILES = 1200, 2000
+CALLS, FILES = 1200, 1500
 
 
 @pytest.fixture(scope="module")
