@@ -59,7 +59,7 @@ def main() -> int:
         f"from {daemon.descriptors[0]} to {daemon.descriptors[-1]}"
     )
     for failure in failures[:SHOWN]:
-        print(failure, file=sys.stderr)
+        print(failure[:600], file=sys.stderr)
     if arguments.json:
         named = {f"{target}: {answer}": count for (target, answer), count in counts.items()}
         figures = {"counts": named, "failures": failures, "seconds": seconds}

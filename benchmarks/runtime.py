@@ -51,6 +51,7 @@ MEMORY_LIMIT = 256 << 20
 PACE_SECONDS = 0.1  # of a micro-step, far below what 16,384 tokens a rank take
 STEP_SECONDS = 1.0  # of an RL step while controllers upload, far below any real one
 IDLE_SECONDS = 2.0
+WARM_REFUSALS, REFUSALS = 3, 10
 OWN_STEP = 1_000_000  # steps that are planned meanwhile; the controllers' begin at 1
 MIB = 1 << 20
 
@@ -249,21 +250,22 @@ class _Load:
             uploading.result()
 
     def fill(self) -> tuple[int, int, int, int]:
-        """Upload until nothing more is taken, and then some; see Memory."""
+        """Upload until nothing more is taken, three times, and then some; see Memory."""
         first = self._step = self._step + 1
         refusals = 0
         full = 0
-        while refusals < 10:
+        while refusals < WARM_REFUSALS + REFUSALS:
             try:
                 self._controllers.upload(self._step, "histograms", SEQUENCES)
                 self._step += 1
             except ExhaustedError:
                 refusals += 1
-                full = full or self.daemon.resident_bytes()
+                if refusals == WARM_REFUSALS:
+                    full = self.daemon.resident_bytes()
         after, stored = self.daemon.resident_bytes(), self._client.status().stored_bytes
         for step in range(first, self._step + 1):
             self._client.release_step(step)
-        return stored, full, after, refusals
+        return stored, full, after, REFUSALS
 
     def pings(self) -> list[Pings]:
         """Of all phases; ends the clients."""

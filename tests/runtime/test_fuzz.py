@@ -81,7 +81,7 @@ def test_the_oracle_notices_wrong_answers() -> None:
 
 
 def test_every_broken_file_is_refused_in_one_line(tmp_path: Path) -> None:
-    files, chance = FuzzedFiles(tmp_path), random.Random(0)
+    files, chance = FuzzedFiles(tmp_path, runs=False), random.Random(0)
     for _ in range(FILES):
         files.run(chance)
     assert files.failures == []
