@@ -19,7 +19,7 @@ from foremoe.rpc.foresight import decode_chunk, decode_header
 from foremoe.rpc.proposal import decode_proposal, decode_proposal_request
 from foremoe.rpc.rank_plan import decode_rank_plan
 from foremoe.rpc.registration import decode_registration
-from foremoe.rpc.report import decode_report
+from foremoe.rpc.report import decode_reports
 from foremoe.rpc.schedule import decode_micro_steps
 from foremoe.rpc.status import decode_status
 from tests.rpc.schema import breaking_changes, current_schema
@@ -84,7 +84,7 @@ DECODERS: dict[str, Callable[[Any], object]] = {
     "submit_request": lambda m: decode_micro_steps(m.micro_steps),
     "register_request": decode_registration,
     "plan": lambda m: decode_rank_plan(m, decode_registration(golden("register_request"))),
-    "report_request": lambda m: decode_report(m.micro_steps[0], "micro_steps[0]", 2),
+    "report_request": lambda m: decode_reports(m.micro_steps, 2),
     "status_response": decode_status,
 }
 
