@@ -15,7 +15,6 @@ each with its price. Weights are copied as replicas are: from shared memory, and
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 
@@ -29,6 +28,8 @@ from foremoe.training.split_table import Slots, SplitTable, contiguous_home
 
 REPEATS = 2
 COPIES = 8
+
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +66,23 @@ def _typical(found: Sequence[LayerPrices]) -> LayerPrices:
     return LayerPrices(*np.median([astuple(prices) for prices in found], axis=0).tolist())
 
 
-def calibrate(options: DemoOptions, tokens: int) -> Calibration:
+def calibrate(options: DemoOptions, tokens: int, clock: Clock) -> Calibration:
     """Measure on all ranks together; ``tokens`` is the largest count a rank has."""
-    layer = _Layer(options)
+    layer = _Layer(options, clock)
     nbytes = sum(tensor[0].numel() * tensor.element_size() for tensor in layer.home.values())
     return Calibration(
         _fit(layer, tokens, backward=False),
         _fit(layer, tokens, backward=True),
-        nbytes / _seconds(_host_copies(nbytes)) * COPIES,
-        nbytes / _seconds(_peer_copies(nbytes)) * COPIES,
+        nbytes / _seconds(_host_copies(nbytes), clock) * COPIES,
+        nbytes / _seconds(_peer_copies(nbytes), clock) * COPIES,
     )
 
 
 class _Layer:
     """One rank's experts and a routing for each load."""
 
-    def __init__(self, options: DemoOptions) -> None:
+    def __init__(self, options: DemoOptions, clock: Clock) -> None:
+        self.clock = clock
         self.ranks, self.rank = options.ranks, dist.get_rank()
         self.owned = options.experts // options.ranks
         self.top_k, self.hidden = options.top_k, options.hidden_size
@@ -124,7 +126,7 @@ def _fit(layer: _Layer, tokens: int, *, backward: bool) -> LayerPrices:
             (0, layer.ranks * pairs, (layer.ranks - 1) * pairs),
         ):
             rows.append([1.0, pairs, computed, travelling])
-            seconds.append(_seconds(layer.run(count, target, backward=backward)))
+            seconds.append(_seconds(layer.run(count, target, backward=backward), layer.clock))
     weight = 1.0 / np.array(seconds)
     found = np.linalg.lstsq(np.array(rows) * weight[:, None], np.ones(len(rows)), rcond=None)[0]
     return LayerPrices(*np.maximum(found, 0.0).tolist())
@@ -157,15 +159,15 @@ def _peer_copies(nbytes: int) -> Callable[[], None]:
     return run
 
 
-def _seconds(run: Callable[[], None]) -> float:
+def _seconds(run: Callable[[], None], clock: Clock) -> float:
     """Median over repeats of the slowest rank's time, after one to warm up."""
     run()
     times = []
     for _ in range(REPEATS):
         dist.barrier()
-        begin = time.perf_counter()
+        begin = clock()
         run()
-        taken = torch.tensor(time.perf_counter() - begin, dtype=torch.float64)
+        taken = torch.tensor(clock() - begin, dtype=torch.float64)
         dist.all_reduce(taken, op=dist.ReduceOp.MAX)
         times.append(taken.item())
     return statistics.median(times)

@@ -9,6 +9,7 @@ at eight ranks, every expert with equally many pairs, as two batched products ar
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -49,12 +50,11 @@ def _compute(cluster: str, name: str) -> list[tuple[str, float, float]]:
     model = model_preset(name)
     cost = cost_model(model, cluster_preset(cluster), Stage.RECOMPUTE)
     experts, hidden, width = model.experts // RANKS, model.hidden, model.expert_intermediate
-    options = {"dtype": torch.bfloat16, "device": "cuda"}
-    gate_up = torch.randn(experts, hidden, 2 * width, **options)
-    down = torch.randn(experts, width, hidden, **options)
+    draw = partial(torch.randn, dtype=torch.bfloat16, device="cuda")
+    gate_up, down = draw(experts, hidden, 2 * width), draw(experts, width, hidden)
     found = []
     for pairs in PAIRS:
-        inputs = torch.randn(experts, pairs, hidden, **options)
+        inputs = draw(experts, pairs, hidden)
 
         def run(inputs: torch.Tensor = inputs) -> None:
             gate, up = (inputs @ gate_up).chunk(2, dim=-1)
@@ -86,7 +86,7 @@ def _seconds(run: Callable[[], object]) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / 1e3)
-    return statistics.median(times[3:])
+    return float(statistics.median(times[3:]))
 
 
 if __name__ == "__main__":

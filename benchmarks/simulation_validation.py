@@ -1,6 +1,6 @@
 """The simulator against runs of the real thing: predicted and measured seconds of each stage.
 
-    python -m benchmarks.simulation_validation [--rounds 3] [--json FILE]
+    python -m benchmarks.simulation_validation [--rounds 3] [--processor-time] [--json FILE]
 
 Measured are the runs of ``benchmarks.end_to_end``: two ranks, real daemon, engine and model. For
 the prediction the simulator gets the same routing and makes the same plans; its prices come from
@@ -10,12 +10,14 @@ the prediction the simulator gets the same routing and makes the same plans; its
 * the share of 0.5: what a stage takes beside its experts (attention, FSDP, optimizer), and what
   balancing adds whatever the routing (agreement, publishing weights).
 
-All other shares are predicted, nothing is fit to them. The machine must have nothing else to do:
-ranks that share their core with others are no model of a cluster. Where there is a CUDA device, the
+All other shares are predicted, nothing is fit to them. The machine must have nothing else to do, or
+wall time says nothing; ``--processor-time`` takes that of the slower rank instead, which shows what
+the ranks do but not how they wait. Where there is a CUDA device, the
 presets' prices are measured as well (``benchmarks.simulation_gpu``).
 """
 
 import argparse
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -35,6 +37,7 @@ from benchmarks.table import rows
 from foremoe.client.controller import ControllerClient
 from foremoe.demo.rank_main import join
 from foremoe.demo.schedule import Schedule, recompute_schedule, update_schedule
+from foremoe.demo.trainer import StageResult
 from foremoe.planner.cost import PICOSECONDS, CostModel
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.plan import Plan
@@ -97,10 +100,13 @@ def main() -> None:
     """Measure, predict, print both, write what was asked for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="runs of every share, both ways")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of the slower rank, not wall time"
+    )
     parser.add_argument("--json", type=Path, help="where to write the record")
     arguments = parser.parse_args()
     record = Record("simulation_validation", {"options": OPTIONS.record(), "tokens": TOKENS})
-    calibration, runs = on_ranks(_run_rank, arguments.rounds)
+    calibration, runs = on_ranks(_run_rank, arguments.rounds, arguments.processor_time)
     predictions = predict(calibration, runs)
     print("\n".join([*table(predictions), *simulation_gpu.report("h100", GPU_MODELS)]))
     if arguments.json:
@@ -114,21 +120,24 @@ def main() -> None:
         )
 
 
-def _run_rank(rank: int, folder: Path, address: str, rounds: int, answer: Any) -> None:
+def _run_rank(
+    rank: int, folder: Path, address: str, rounds: int, processor_time: bool, answer: Any
+) -> None:
     """Prices and every share in each round, so that a change of the machine's load meets all."""
     trainer = join(rank, OPTIONS, folder, address)
     controller = ControllerClient(address)
+    clock = time.process_time if processor_time else time.perf_counter
     largest = OPTIONS.sequences // OPTIONS.recompute_micro_steps // OPTIONS.ranks
     calibrations, runs = [], []
     run_pair(trainer, controller, 0, CALIBRATED, balanced_first=True)  # to warm up
     for index in range(rounds):
-        calibrations.append(calibrate(OPTIONS, largest * (TOKENS - 1)))
+        calibrations.append(calibrate(OPTIONS, largest * (TOKENS - 1), clock))
         for place, share in enumerate((CALIBRATED, *PREDICTED)):
             step = 1 + index * (1 + len(PREDICTED)) + place
             even = (index + place) % 2 == 0
             results = run_pair(trainer, controller, step, share, balanced_first=even)
             runs += [
-                Run(share, step, stage, balanced, _slowest(result.stages[stage].seconds))
+                Run(share, step, stage, balanced, _slowest(result.stages[stage], processor_time))
                 for balanced, result in results.items()
                 for stage in Stage
             ]
@@ -139,7 +148,8 @@ def _run_rank(rank: int, folder: Path, address: str, rounds: int, answer: Any) -
     dist.destroy_process_group()
 
 
-def _slowest(seconds: float) -> float:
+def _slowest(result: StageResult, processor_time: bool) -> float:
+    seconds = result.processor_seconds if processor_time else result.seconds
     slowest = torch.tensor(seconds, dtype=torch.float64)
     dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
     return slowest.item()

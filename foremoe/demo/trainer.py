@@ -25,10 +25,11 @@ from foremoe.vocabulary import Stage
 
 @dataclass(slots=True)
 class StageResult:
-    """One stage of one run on this rank."""
+    """One stage of one run on this rank: wall time, and this process's time on a processor."""
 
     seconds: float
     records: list[MicroStepRecord]
+    processor_seconds: float
 
 
 @dataclass(slots=True)
@@ -154,11 +155,13 @@ class Trainer:
     def _timed(self, result: RunResult, step: int, stage: Stage, balanced: bool) -> Iterator[None]:
         """All ranks start together; the stage has ended when the last rank is done."""
         dist.barrier()
-        start = time.perf_counter()
+        start, processor_start = time.perf_counter(), time.process_time()
         with self.session.stage(step, stage, balanced=balanced) as run:
             yield
         dist.barrier()
-        result.stages[stage] = StageResult(time.perf_counter() - start, run.records)
+        result.stages[stage] = StageResult(
+            time.perf_counter() - start, run.records, time.process_time() - processor_start
+        )
 
 
 def _example(problem: task.Problem, replay: RoutingReplay) -> Sequence:
