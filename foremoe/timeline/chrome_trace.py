@@ -16,6 +16,7 @@ from foremoe.timeline.span import COMPUTE, Span, StageOfRun
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _OF = StageOfRun._fields
+_LARGEST = 2**62  # sums of two still fit an int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +170,16 @@ def _span(event: dict[str, Any]) -> Span:
         ep_group, step, stage, balanced = (where[key] for key in _OF)
         of = StageOfRun(str(ep_group), int(step), str(stage), bool(balanced))
     layer, track = int(where["layer"]), str(event["cat"])
+    micro_step, nbytes = int(where["micro_step"]), int(where.get("bytes", 0))
+    if max(map(abs, (start, length, layer, micro_step, nbytes))) > _LARGEST:
+        raise ValueError("number, one is beyond all measure")
     return Span(
         track=track,
         name=str(event["name"]).removesuffix(f", layer {layer}").removeprefix(f"{track} "),
         start_ns=start,
         end_ns=start + length,
-        micro_step=int(where["micro_step"]),
+        micro_step=micro_step,
         layer=layer,
-        nbytes=int(where.get("bytes", 0)),
+        nbytes=nbytes,
         of=of,
     )
