@@ -429,4 +429,4 @@ def run_examples(examples: int, chosen_seed: int | None = None) -> None:
 
 
 def test_the_daemon_does_what_its_model_says() -> None:
-    run_examples(30)
+    run_examples(20)
