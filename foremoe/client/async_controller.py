@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from foremoe.client.async_foresight_stream import AsyncForesightStream
+from foremoe.client.controller import ControllerClient
 from foremoe.client.controller_requests import proposal_request, release_request, submit_request
 from foremoe.client.readiness import Progress, Readiness
 from foremoe.client.retry import retry_delays
@@ -18,11 +19,9 @@ from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import open_async_channel
 from foremoe.rpc.codes import local_error
 from foremoe.rpc.credentials import Credentials
-from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.proposal import ScheduleProposal, decode_proposal
 from foremoe.rpc.schedule import MicroStepSchedule
 from foremoe.rpc.status import RuntimeStatus, decode_status
-from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceStub
 from foremoe.rpc.v1.status_pb2 import GetStatusRequest
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
@@ -51,6 +50,7 @@ class AsyncControllerClient:
         self._retry_seconds = retry_seconds
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
+        self._uploads = ControllerClient(address, timeout_seconds, credentials=credentials)
 
     def foresight_stream(
         self,
@@ -63,11 +63,7 @@ class AsyncControllerClient:
     ) -> AsyncForesightStream:
         """An upload for ``step``: use with ``async with``; otherwise as ``ControllerClient``'s."""
         return AsyncForesightStream(
-            ForesightServiceStub(self._open()),
-            self._address,
-            UploadHeader(step, tuple(layers), num_experts, top_k),
-            self._timeout_seconds,
-            send_ids,
+            self._uploads.foresight_stream(step, layers, num_experts, top_k, send_ids=send_ids)
         )
 
     async def propose_schedule(
@@ -117,7 +113,8 @@ class AsyncControllerClient:
         return decode_status(await self._ask(StatusServiceStub, "GetStatus", GetStatusRequest()))
 
     async def close(self) -> None:
-        """Close the channel; a later call opens another."""
+        """Close the channels; a later call opens others."""
+        await asyncio.to_thread(self._uploads.close)
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()

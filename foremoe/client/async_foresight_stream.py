@@ -4,18 +4,11 @@ import asyncio
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.client.upload_messages import UploadMessages
-from foremoe.errors import ForemoeError, UnavailableError
+from foremoe.client.foresight_stream import ForesightStream
 from foremoe.foresight.routing import Routing
-from foremoe.rpc.address import Address
-from foremoe.rpc.codes import local_error
-from foremoe.rpc.foresight import UploadHeader
-from foremoe.rpc.v1.foresight_pb2 import UploadForesightRequest
-from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 
 
 class AsyncForesightStream:
@@ -23,27 +16,24 @@ class AsyncForesightStream:
 
     An exception inside the block, a cancelled task or a lost daemon leave the daemon as it was. Not
     for use by several tasks at once; each may have a stream of its own.
+
+    It is a ``ForesightStream`` in threads: ``grpc.aio`` forgets why the daemon has ended a call
+    when a write is under way just then.
     """
 
-    def __init__(
-        self,
-        stub: ForesightServiceStub,
-        address: Address,
-        header: UploadHeader,
-        timeout_seconds: float,
-        send_ids: bool,
-    ) -> None:
-        self.sequences_added = 0
-        self.sequences_known = 0
-        self._stub = stub
-        self._address = address
-        self._upload = UploadMessages(header, send_ids)
-        self._timeout_seconds = timeout_seconds
-        self._call: Any = None
+    def __init__(self, stream: ForesightStream) -> None:
+        self._stream = stream
+
+    @property
+    def sequences_added(self) -> int:
+        return self._stream.sequences_added
+
+    @property
+    def sequences_known(self) -> int:
+        return self._stream.sequences_known
 
     async def __aenter__(self) -> Self:
-        self._call = self._stub.UploadForesight()
-        await self._send(self._upload.header())
+        self._stream.__enter__()  # waits for nothing
         return self
 
     async def add(
@@ -58,11 +48,13 @@ class AsyncForesightStream:
 
         Ids are counted in a thread, without the GIL; the event loop goes on meanwhile.
         """
-        chunks = await asyncio.to_thread(
-            self._upload.chunks, sequence_id, histogram, expert_ids, routing
+        await asyncio.to_thread(
+            self._stream.add,
+            sequence_id,
+            histogram=histogram,
+            expert_ids=expert_ids,
+            routing=routing,
         )
-        for message in chunks:
-            await self._send(message)
 
     async def __aexit__(
         self,
@@ -71,46 +63,10 @@ class AsyncForesightStream:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._call.cancel()
+            self._stream.abort()
             return
-        await self._send(self._upload.commit())
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._call.done_writing()
-                response = await self._call
-        except TimeoutError:
-            self._call.cancel()
-            raise UnavailableError(
-                f"the runtime at {self._address.target} did not answer in "
-                f"{self._timeout_seconds} s; whether the upload was kept is not known, "
-                "sending it again is safe"
-            ) from None
-        except grpc.RpcError as failure:
-            raise local_error(failure, self._address) from None
-        self.sequences_added = response.sequences_added
-        self.sequences_known = response.sequences_known
-
-    async def _send(self, message: UploadForesightRequest) -> None:
-        """Write a message; raises what the daemon answered if it has ended the call.
-
-        Raises UnavailableError when the daemon takes nothing for the stream's timeout.
-        """
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await self._call.write(message)
-        except TimeoutError:
-            self._call.cancel()
-            raise UnavailableError(
-                f"the runtime at {self._address.target} took nothing for "
-                f"{self._timeout_seconds} s; nothing of the upload was kept, send it again"
-            ) from None
-        except (grpc.RpcError, asyncio.InvalidStateError):
-            raise await self._answer() from None
-
-    async def _answer(self) -> ForemoeError:
-        """The error with which the daemon ended the call."""
-        try:
-            await self._call
-        except grpc.RpcError as failure:
-            return local_error(failure, self._address)
-        return UnavailableError(f"the runtime at {self._address.target} ended the upload early")
+            await asyncio.to_thread(self._stream.__exit__, None, None, None)
+        except asyncio.CancelledError:
+            self._stream.abort()
+            raise

@@ -76,6 +76,13 @@ class ForesightStream:
         for message in self._upload.chunks(sequence_id, histogram, expert_ids, routing):
             self._put(message)
 
+    def abort(self) -> None:
+        """End the call, from any thread: the daemon keeps nothing of it."""
+        self._call.cancel()
+        self._aborted = True
+        with contextlib.suppress(queue.Full):  # when full, the sender looks at the flag next
+            self._messages.put_nowait(None)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -83,14 +90,14 @@ class ForesightStream:
         trace: TracebackType | None,
     ) -> None:
         if error is not None:
-            self._abort()
+            self.abort()
             return
         self._put(self._upload.commit())
         self._put(None)
         try:
             response = self._call.result(timeout=self._timeout_seconds)
         except grpc.FutureTimeoutError:
-            self._abort()
+            self.abort()
             raise UnavailableError(
                 f"the runtime at {self._address.target} did not answer in "
                 f"{self._timeout_seconds} s; whether the upload was kept is not known, "
@@ -117,7 +124,7 @@ class ForesightStream:
             except queue.Full:
                 continue
             return
-        self._abort()
+        self.abort()
         raise UnavailableError(
             f"the runtime at {self._address.target} took nothing for {self._timeout_seconds} s; "
             "nothing of the upload was kept, send it again"
@@ -129,14 +136,7 @@ class ForesightStream:
         except grpc.RpcError as failure:
             raise local_error(failure, self._address) from None
         finally:
-            self._abort()
-
-    def _abort(self) -> None:
-        """End the call; the sender's thread ends with it."""
-        self._call.cancel()
-        self._aborted = True
-        with contextlib.suppress(queue.Full):  # when full, the sender looks at the flag next
-            self._messages.put_nowait(None)
+            self.abort()
 
     def _take_messages(self) -> Iterator[UploadForesightRequest]:
         while (message := self._messages.get()) is not None and not self._aborted:

@@ -1,5 +1,6 @@
 """A command on a terminal of its own, as over ssh: it can be resized and typed at."""
 
+import codecs
 import fcntl
 import os
 import re
@@ -32,14 +33,18 @@ class Terminal:
     def __init__(self, rows: int, columns: int, *arguments: str) -> None:
         self._master, slave = os.openpty()
         self.output = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()  # reads end amid characters
         self._resize(rows, columns)
+        environment = {**os.environ, "TERM": "xterm-256color"}
+        for size in ("COLUMNS", "LINES"):  # would overrule the terminal's
+            environment.pop(size, None)
         self.process = subprocess.Popen(
             [sys.executable, "-c", _MAIN, *arguments],
             stdin=slave,
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color"},
+            env=environment,
             cwd="/",
         )
         os.close(slave)
@@ -62,16 +67,19 @@ class Terminal:
                 if fills and all(any(text in line for line in lines) for text in texts):
                     return lines
             if select.select([self._master], [], [], 1.0)[0]:
-                self.output += os.read(self._master, 65536).decode(errors="replace")
+                self._read()
         raise AssertionError(f"no such frame; the last output was {self.output[-4000:]!r}")
 
     def wait_end(self) -> int:
         """The exit code."""
         while True:  # a terminal that nobody reads would block the process
             try:
-                self.output += os.read(self._master, 65536).decode(errors="replace")
+                self._read()
             except OSError:  # the other end is closed
                 return self.process.wait(timeout=LONGEST_SECONDS)
+
+    def _read(self) -> None:
+        self.output += self._decoder.decode(os.read(self._master, 65536))
 
     def _resize(self, rows: int, columns: int) -> None:
         self._rows, self._columns = rows, columns
