@@ -13,8 +13,8 @@ lint: setup
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 
-tests: setup
-	@.venv/bin/pytest
+tests: setup  # two files at a time: many tests wait for processes more than they compute
+	@.venv/bin/pytest -n 2 --dist loadfile
 
 docs: setup  # into build/docs; every link must lead somewhere
 	@.venv/bin/python -m sphinx -W --keep-going -q docs build/docs
