@@ -1,4 +1,4 @@
-"""Real rank processes for tests: a fork server that has torch loaded makes them start fast."""
+"""Real rank processes for tests: a fork server that has all loaded makes them start fast."""
 
 import multiprocessing
 import pickle
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed", "numpy"])
+_context.set_forkserver_preload(["foremoe.demo.rank_main"])  # imports most of what ranks do
 
 
 def run_ranks(

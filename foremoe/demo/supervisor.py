@@ -48,7 +48,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
 def _train(
     options: DemoOptions, folder: Path, daemon: Daemon, console: Console
 ) -> list[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["foremoe.demo.rank_main"])  # once for all ranks
     events: Any = context.Queue()
     processes = [
         context.Process(
