@@ -23,6 +23,7 @@ VERSION = 1
 _HEADER = struct.Struct("<8sIIQQQQ")  # magic, version, ranks, layers, capacity, slab, file bytes
 _PREFIX = "foremoe-cache-"
 _POLL_SECONDS = 0.005
+LOCK_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,10 @@ def create_file(directory: Path, shape: CacheShape, limit_bytes: int | None) -> 
     with _locked_directory(directory):
         _remove_abandoned(directory)
         path = directory / f"{_PREFIX}{os.getpid()}-{time.monotonic_ns():x}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _unusable(directory, error) from error
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     try:
         # ftruncate alone would promise pages that tmpfs does not have: SIGBUS on first touch.
@@ -194,14 +198,30 @@ def _locked_directory(directory: Path) -> Iterator[None]:
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise UnavailableError(
-            f"host cache: cannot use {directory}: {error.strerror}; name a directory on a tmpfs"
-        ) from error
+        raise _unusable(directory, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor, directory)
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, directory: Path) -> None:
+    """Anybody who can read the directory can hold its lock, so do not wait for ever."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise _unusable(directory, error) from error
+        time.sleep(_POLL_SECONDS)
+
+
+def _unusable(directory: Path, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"host cache: cannot use {directory}: {error.strerror}; name a directory on a tmpfs"
+    )
 
 
 def _remove_abandoned(directory: Path) -> None:

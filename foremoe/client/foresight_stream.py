@@ -103,6 +103,8 @@ class ForesightStream:
                 f"{self._timeout_seconds} s; whether the upload was kept is not known, "
                 "sending it again is safe"
             ) from None
+        except grpc.FutureCancelledError:
+            raise self._aborted_error() from None
         except grpc.RpcError as failure:
             raise local_error(failure, self._address) from None
         self.sequences_added = response.sequences_added
@@ -133,10 +135,18 @@ class ForesightStream:
     def _raise_answer(self) -> None:
         try:
             self._call.result(timeout=0)
+        except grpc.FutureCancelledError:
+            raise self._aborted_error() from None
         except grpc.RpcError as failure:
             raise local_error(failure, self._address) from None
         finally:
             self.abort()
+
+    def _aborted_error(self) -> UnavailableError:
+        return UnavailableError(
+            f"the upload to {self._address.target} was ended before; nothing of it was kept, "
+            "send it again"
+        )
 
     def _take_messages(self) -> Iterator[UploadForesightRequest]:
         while (message := self._messages.get()) is not None and not self._aborted:

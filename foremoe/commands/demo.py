@@ -53,10 +53,11 @@ def run(options: argparse.Namespace) -> int:
     check_version("transformers")
     if options.html is not None:
         require_report()
+    chosen = {name: getattr(options, name) for name in _HELP}
+    DemoOptions(**chosen)  # refused before a file is touched
     for name in _FILES:
         _check_writable(name, getattr(options, name))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end daemon and ranks too
-    chosen = {name: getattr(options, name) for name in _HELP}
     with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as folder:
         if options.html is not None and options.timeline is None:
             chosen["timeline"] = Path(folder) / "timeline.json"

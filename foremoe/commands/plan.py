@@ -216,6 +216,11 @@ def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Pack
         raise InvalidInputError(
             f"--nodes: {args.ranks} ranks cannot be shared evenly by {args.nodes} nodes"
         )
+    if args.spare_slots > trace.num_experts:
+        raise InvalidInputError(
+            f"--spare-slots {args.spare_slots}: a layer has {trace.num_experts} experts, more "
+            "slots a rank are of no use"
+        )
     topology = Topology(args.ranks, args.ranks // args.nodes)
     home = contiguous_homes(trace.layers, trace.num_experts, args.ranks)
     histograms = trace.histograms()

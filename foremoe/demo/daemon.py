@@ -59,7 +59,12 @@ class Daemon:
         return lines[-1] if lines else "(it printed nothing)"
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            if self._process is not None:
+                self.kill()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

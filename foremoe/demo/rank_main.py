@@ -1,7 +1,6 @@
 """What each training rank of the demo runs, as a process of its own."""
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from foremoe.client.controller import ControllerClient
 from foremoe.demo import grpo, task
@@ -51,9 +50,9 @@ def rank_main(rank: int, options: DemoOptions, folder: Path, address: str, event
 def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer:
     """Meet the other ranks in ``folder``, load the model, attach it to the daemon."""
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     torch.set_num_threads(1)
     disable_progress_bar()
+    set_verbosity_error()
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'rendezvous'}",

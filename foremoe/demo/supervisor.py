@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as name:
         folder = Path(name)
         recorded = None if options.timeline is None else folder / TIMELINE
-        with Daemon(folder, recorded) as daemon:
+        with ExitStack() as stack:
+            with console.status("starting the daemon"):
+                daemon = stack.enter_context(Daemon(folder, recorded))
             steps = _train(options, folder, daemon, console)
         if options.timeline is not None and recorded is not None:
             write_trace(
@@ -60,9 +63,9 @@ def _train(
         )
         for rank in range(options.ranks)
     ]
-    for process in processes:
-        process.start()
     try:
+        with console.status("starting the ranks"):
+            _start(processes)
         steps = _follow(options, processes, events, daemon, console)
         for process in processes:
             process.join(timeout=END_SECONDS)
@@ -73,7 +76,16 @@ def _train(
         for process in processes:
             if process.is_alive():
                 process.kill()
-            process.join()
+            if process.pid is not None:
+                process.join()
+
+
+def _start(processes: list[Any]) -> None:
+    try:
+        for process in processes:
+            process.start()
+    except (EOFError, OSError) as error:
+        raise DemoError(f"the ranks could not be started: {error or 'see above'}") from error
 
 
 def _follow(

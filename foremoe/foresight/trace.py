@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.planner.npz import read_npz
+from foremoe.rpc.limits import MAX_EXPERTS, check_range
 
 FIELDS = ("experts", "offsets", "num_experts")
 OPTIONAL_FIELDS = ("layer_ids",)
@@ -102,8 +103,7 @@ def _trace(path: Path, fields: Mapping[str, NDArray[Any]]) -> Trace:
             f"{path}: num_experts must be one integer, "
             f"got {num_experts.dtype} {list(num_experts.shape)}"
         )
-    if int(num_experts.item()) < 1:
-        raise InvalidInputError(f"{path}: num_experts must be at least 1, got {num_experts.item()}")
+    check_range(int(num_experts.item()), 1, MAX_EXPERTS, f"{path}: num_experts")
     _check_offsets(path, offsets, len(experts))
     layer_ids = _layer_ids(path, fields.get("layer_ids"), experts.shape[1])
     return Trace(experts, offsets, int(num_experts.item()), layer_ids)

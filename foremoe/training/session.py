@@ -142,9 +142,9 @@ class RankSession:
 
     def _micro_step(self, stage: StageRun, index: int) -> Iterator[MicroStepRecord]:
         began = time.monotonic()
-        with self._spans.during(AGREEMENT):
-            run = self._run = self._begin(stage, index)
         try:
+            with self._spans.during(AGREEMENT):
+                run = self._run = self._begin(stage, index)
             yield run.record
             run.finish()
             run.record.seconds = time.monotonic() - began

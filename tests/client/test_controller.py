@@ -188,6 +188,17 @@ def test_refusal_in_the_middle_of_a_stream_reaches_the_sender(tmp_path: Path) ->
         assert client.status().stored_bytes == 0
 
 
+def test_an_upload_that_was_ended_says_so(daemon: DaemonProcess) -> None:
+    with ControllerClient(daemon.address) as client:
+        stream = client.foresight_stream(41, LAYERS, EXPERTS, TOP_K).__enter__()
+        stream.abort()
+        with pytest.raises(UnavailableError, match="was ended before"):
+            stream.add("a", expert_ids=routing(2))
+        with pytest.raises(UnavailableError, match="was ended before"):
+            stream.__exit__(None, None, None)
+        assert sequences(client, 41) is None
+
+
 def test_no_daemon_is_one_line_that_says_what_to_do(
     nowhere: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
         (["--ranks", "0"], "0 ranks"),
         (["--ranks", "4", "--nodes", "3"], "cannot be shared evenly by 3 nodes"),
         (["--ranks", "4", "--spare-slots", "-1"], "spare_slots"),
+        (["--ranks", "4", "--spare-slots", "100000000000"], "slots a rank are of no use"),
         (["--ranks", "4", "--sequences-per-micro-step", "0"], "at least 1"),
         (["--ranks", "4", "--target", "0.5"], "target"),
         (["--ranks", "4", "--cluster", "h100"], "--cluster: estimates need --model"),

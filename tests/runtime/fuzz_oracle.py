@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -48,7 +49,10 @@ _OURS = {
     for method in service.methods
 }
 _NOT_VALID = "not a valid message"
-_LEAKS = re.compile(r"Traceback|File \"|\.py\b|internal error|/tmp|/usr|/work|<class|object at 0x")
+_ROOT = re.escape(str(Path(__file__).parents[2]))
+_LEAKS = re.compile(
+    rf"Traceback|File \"|\.py\b|internal error|/tmp|/usr|{_ROOT}|<class|object at 0x"
+)
 
 
 def complaint(case: Case, code: grpc.StatusCode, details: str) -> str | None:

@@ -154,8 +154,9 @@ def test_the_byte_limit_is_honoured(tmp_path: Path, cache: HostExpertCache) -> N
     before = sorted(tmp_path.iterdir())
     with pytest.raises(ExhaustedError, match=f"needs {cache.nbytes} bytes but its limit is"):
         HostExpertCache.create(tmp_path, LAYERS, EXPERTS, SLAB, 2, cache.nbytes - 1)
-    with pytest.raises(UnavailableError, match="name a directory on a tmpfs"):
-        HostExpertCache.create(tmp_path / "nowhere", LAYERS, EXPERTS, SLAB, 2)
+    for unusable in (tmp_path / "nowhere", Path("/proc")):  # no file can be made in the latter
+        with pytest.raises(UnavailableError, match="name a directory on a tmpfs"):
+            HostExpertCache.create(unusable, LAYERS, EXPERTS, SLAB, 2)
     assert set(tmp_path.iterdir()) <= set(before)
 
 
