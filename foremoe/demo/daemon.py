@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
@@ -59,16 +60,15 @@ class Daemon:
         return lines[-1] if lines else "(it printed nothing)"
 
     def __enter__(self) -> Self:
-        try:
+        with ExitStack() as stack:
+            stack.push(self)  # a daemon that does not answer ends as well
             self.start()
-        except BaseException:
-            if self._process is not None:
-                self.kill()
-            raise
+            stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._process is not None
+        if self._process is None:
+            return
         self._process.terminate()
         try:
             self._process.wait(timeout=10)

@@ -189,8 +189,8 @@ class RankSession:
             raise InvalidInputError("move_homes: leave the stage block first")
         if self._mover is None:
             raise InvalidInputError(
-                "move_homes: this session does not know what belongs to an expert; open it with "
-                "optimizers=[...]"
+                "move_homes: no optimizers were given, so an expert's state cannot move with it; "
+                "attach with optimizers=[...]"
             )
         if not self._failed:  # else only to give the model back, its replicas are void
             self._refuse_missing_gradients()
