@@ -117,6 +117,7 @@ class StageRecord:
             degraded_reasons=reports.degraded_reasons,
             agreement_misses=reports.agreement_misses,
             paths=reports.paths(),
+            planning_failed=self.failed,
         )
 
     def detail(self) -> StageDetail:

@@ -132,7 +132,7 @@ class ControllerClient:
 
         Training need not wait: ranks wait for each plan a little, and go on without. progress is
         called with micro-steps planned and all micro-steps. Raises NotReadyError after
-        ``timeout_seconds``, UnknownError for a stage without schedule.
+        ``timeout_seconds`` or when planning broke off, UnknownError for a stage without schedule.
         """
         readiness = Readiness(ep_group, step, stage, timeout_seconds, progress)
         delays = readiness.delays()

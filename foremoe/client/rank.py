@@ -136,7 +136,10 @@ class RankClient:
         self._registration = replace(self._registration, home=home)
 
     def close(self, timeout_seconds: float = 2.0) -> None:
-        """Send the queued reports and end both threads, in at most twice ``timeout_seconds``."""
+        """Send the queued reports and end both threads.
+
+        Takes at most three times ``timeout_seconds``.
+        """
         self._closing.set()
         self._reporter.close(timeout_seconds)
         with self._call_guard:

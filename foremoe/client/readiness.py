@@ -35,7 +35,10 @@ class Readiness:
         self._micro_steps = 0
 
     def take(self, status: RuntimeStatus) -> bool:
-        """Whether all micro-steps are planned; raises UnknownError for a stage without schedule."""
+        """Whether all micro-steps are planned.
+
+        Raises UnknownError for a stage without schedule, NotReadyError if planning broke off.
+        """
         stages = [
             stage
             for step in status.steps
@@ -53,6 +56,12 @@ class Readiness:
             self._planned = stages[0].planned
             if self._progress is not None:
                 self._progress(self._planned, self._micro_steps)
+        if stages[0].planning_failed:
+            raise NotReadyError(
+                f"planning stage {self._key[1]} of step {self._step} broke off after "
+                f"{self._planned} of {self._micro_steps} micro-steps; the daemon's log says why, "
+                "the others run without plans"
+            )
         return self._planned == self._micro_steps
 
     def delays(self) -> Iterator[float]:

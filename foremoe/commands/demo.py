@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from foremoe.commands.outputs import check_writable
 from foremoe.commands.report import require_report
 from foremoe.demo.options import DemoOptions
-from foremoe.errors import InvalidInputError
 from foremoe.integrations.versions import check_version
 
 _HELP = {
@@ -55,8 +55,7 @@ def run(options: argparse.Namespace) -> int:
         require_report()
     chosen = {name: getattr(options, name) for name in _HELP}
     DemoOptions(**chosen)  # refused before a file is touched
-    for name in _FILES:
-        _check_writable(name, getattr(options, name))
+    check_writable(**{name: getattr(options, name) for name in _FILES})
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end daemon and ranks too
     with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as folder:
         if options.html is not None and options.timeline is None:
@@ -65,16 +64,6 @@ def run(options: argparse.Namespace) -> int:
         if options.html is not None:
             _write_html(options.html, report, chosen["timeline"])
     return 0
-
-
-def _check_writable(name: str, path: Path | None) -> None:
-    """Before minutes of work, not after; InvalidInputError."""
-    if path is None:
-        return
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise InvalidInputError(f"--{name}: cannot write {path}: {error.strerror}") from None
 
 
 def _write_html(path: Path, report: dict[str, Any], timeline: Path) -> None:

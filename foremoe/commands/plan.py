@@ -40,7 +40,6 @@ the page of ``foremoe report``.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from foremoe.commands.outputs import check_writable, write_json
 from foremoe.commands.plan_figures import estimates, figures, statistics, timed_plans
 from foremoe.commands.plan_tables import comparison, table
 from foremoe.commands.progress import working
@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidInputError("--plans: holds the plans of one policy; name it with --policy")
     if args.html:
         require_report()
+    check_writable(json=args.json, plans=args.plans, html=args.html)
     with working("reading the trace"):
         trace = load_trace(args.trace)
     problem, packing = _problem(trace, args)
@@ -179,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
     if args.json:
-        _write_json(args.json, records if args.policy == "all" else records[0])
+        write_json(args.json, records if args.policy == "all" else records[0])
     if args.html:
         _write_html(args, problem, plans, seconds, records)
     Console().print(comparison(records) if args.policy == "all" else table(records[0]))
@@ -212,7 +213,10 @@ def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Pack
         raise InvalidInputError(
             f"--sequences-per-micro-step: must be at least 1, got {args.sequences_per_micro_step}"
         )
-    if args.ranks < 1 or args.nodes < 1 or args.ranks % args.nodes:
+    for option in ("ranks", "nodes"):
+        if getattr(args, option) < 1:
+            raise InvalidInputError(f"--{option}: must be at least 1, got {getattr(args, option)}")
+    if args.ranks % args.nodes:
         raise InvalidInputError(
             f"--nodes: {args.ranks} ranks cannot be shared evenly by {args.nodes} nodes"
         )
@@ -352,10 +356,3 @@ def _write_html(
         return [plans_chapter(run, Hardware(args.model, args.cluster or DEFAULT_CLUSTER, stage))]
 
     write_report(args.html, None, chapters)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error

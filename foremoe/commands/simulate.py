@@ -22,7 +22,6 @@ docs/simulation.md says what each layer takes. ``--json FILE`` writes one object
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,6 +35,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from foremoe.commands.outputs import check_writable, write_json
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import load_trace
 from foremoe.simulation.cluster import Machine, machine
@@ -103,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Simulate, print the table, write what was asked for."""
+    check_writable(json=options.json, timeline=options.timeline)
     simulated = machine(options.model, options.cluster, options.ep_size)
     schedule = Schedule(options.mini_batches, options.micro_steps_per_mini_batch)
     loads = _loads(options, simulated, schedule)
@@ -123,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
         spans = record_spans(simulated, loads, schedule, **how)
         write_trace(options.timeline, Trace({stage.value: spans[stage] for stage in spans}))
     if options.json:
-        _write_json(options.json, _record(options, simulated, outcomes))
+        write_json(options.json, _record(options, simulated, outcomes))
     console.print(_table(options, simulated, outcomes))
     return 0
 
@@ -180,13 +181,6 @@ def _record(
         "target": options.target,
         "policies": [asdict(outcome) for outcome in outcomes],
     }
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(record, indent=2) + "\n")
-    except OSError as error:
-        raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _table(options: argparse.Namespace, simulated: Machine, outcomes: list[Outcome]) -> Table:

@@ -35,7 +35,7 @@ def write_model(options: DemoOptions, folder: Path) -> None:
     first_rank = options.experts // options.ranks
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.mlp.gate.weight.normal_(std=0.1)
+            layer.mlp.gate.weight.normal_(std=0.05)
             layer.mlp.gate.weight[:first_rank] *= options.router_skew
     model.to(getattr(torch, options.dtype)).save_pretrained(folder)
 

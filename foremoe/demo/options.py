@@ -19,8 +19,8 @@ class DemoOptions:
     """
 
     ranks: int = 2
-    steps: int = 12
-    warmup_steps: int = 80
+    steps: int = 7
+    warmup_steps: int = 50
     seed: int = 0
     dtype: str = "float32"
     hidden_size: int = 128
@@ -28,15 +28,15 @@ class DemoOptions:
     layers: int = 4
     experts: int = 16
     top_k: int = 4
-    router_skew: float = 8.0
+    router_skew: float = 12.0
     spare_slots: int = 2
     prompts: int = 16
-    samples_per_prompt: int = 12
+    samples_per_prompt: int = 24
     mini_batches: int = 2
     micro_steps_per_mini_batch: int = 3
     warmup_sequences_per_rank: int = 32
     warmup_learning_rate: float = 1e-3
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     temperature: float = 1.0
     clip: float = 0.2
     plan_wait_seconds: float = 1.0

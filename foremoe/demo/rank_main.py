@@ -51,6 +51,7 @@ def join(rank: int, options: DemoOptions, folder: Path, address: str) -> Trainer
     """Meet the other ranks in ``folder``, load the model, attach it to the daemon."""
     warnings.filterwarnings("ignore", module="torch|transformers|accelerate")
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # experts of tiny weight take many times as long
     disable_progress_bar()
     set_verbosity_error()
     dist.init_process_group(

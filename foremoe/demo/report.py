@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Group
 from rich.table import Table
 
@@ -37,10 +38,14 @@ _ROWS: dict[str, _Figure] = {
 def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, Any]:
     """The report: options, machine, per-stage figures over all steps, and every step.
 
+    Seconds and speedups are medians over the steps, so that a step disturbed by whatever else the
+    machine does counts no more than any other; all other figures are means.
+
     update_load: of the last step's update stage, ``[M, L, P, E]``.
     """
     stages = {name: _stage(name, steps) for name in ("recompute", "update")}
-    both = [stages["recompute"], stages["update"]]
+    both = list(stages)
+    ratios = _speedups(steps, both)
     window = max(1, len(steps) // 4)
     degraded = Counter(
         reason
@@ -54,8 +59,9 @@ def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, An
         "machine": describe_machine(),
         "options": options.record(),
         "stages": stages,
-        "speedup": _ratio(both, "seconds_unbalanced", "seconds_balanced"),
-        "speedup_from_balance_alone": _ratio(both, "busiest_tokens_before", "busiest_tokens_after"),
+        "speedup": float(np.median(ratios)),
+        "speedup_range": [float(ratios.min()), float(ratios.max())],
+        "speedup_from_balance_alone": _allowed(steps, both),
         "reward_first": float(np.mean([step["reward"] for step in steps[:window]])),
         "reward_last": float(np.mean([step["reward"] for step in steps[-window:]])),
         "reward_window_steps": window,
@@ -77,8 +83,10 @@ def describe(report: dict[str, Any]) -> Group:
     for label, figure in _ROWS.items():
         table.add_row(label, *(figure(stage) for stage in report["stages"].values()))
     window = report["reward_window_steps"]
+    low, high = report["speedup_range"]
     lines = [
-        f"recompute + update: {report['speedup']:.2f}x faster balanced; "
+        f"recompute + update: {report['speedup']:.2f}x faster balanced, median of "
+        f"{len(report['steps'])} steps ({low:.2f}x to {high:.2f}x); "
         f"balance alone would allow {report['speedup_from_balance_alone']:.2f}x",
         f"reward: {report['reward_first']:.3f} (first {window} steps) -> "
         f"{report['reward_last']:.3f} (last {window})",
@@ -92,16 +100,28 @@ def describe(report: dict[str, Any]) -> Group:
 
 
 def _stage(name: str, steps: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over steps of one stage's figures, and their ratios."""
-    stages = [step["stages"][name] for step in steps]
-    keys = [key for key, value in stages[0].items() if isinstance(value, int | float)]
-    means = {key: float(np.mean([stage[key] for stage in stages])) for key in keys}
-    means["speedup"] = _ratio([means], "seconds_unbalanced", "seconds_balanced")
-    means["speedup_from_balance_alone"] = _ratio(
-        [means], "busiest_tokens_before", "busiest_tokens_after"
-    )
-    return means
+    """One stage's figures over the steps."""
+    first = steps[0]["stages"][name]
+    figures = {}
+    for key in (key for key, value in first.items() if isinstance(value, int | float)):
+        middle = np.median if key.startswith("seconds") else np.mean
+        figures[key] = float(middle(_by_step(steps, [name], key)))
+    figures["speedup"] = float(np.median(_speedups(steps, [name])))
+    figures["speedup_from_balance_alone"] = _allowed(steps, [name])
+    return figures
 
 
-def _ratio(stages: list[dict[str, float]], above: str, below: str) -> float:
-    return sum(stage[above] for stage in stages) / sum(stage[below] for stage in stages)
+def _speedups(steps: list[dict[str, Any]], names: list[str]) -> NDArray[np.float64]:
+    """Of the stages together, by step."""
+    unbalanced = _by_step(steps, names, "seconds_unbalanced")
+    return unbalanced / _by_step(steps, names, "seconds_balanced")
+
+
+def _allowed(steps: list[dict[str, Any]], names: list[str]) -> float:
+    """What the busiest ranks' pairs would allow if there were nothing but experts."""
+    before = _by_step(steps, names, "busiest_tokens_before").sum()
+    return float(before / _by_step(steps, names, "busiest_tokens_after").sum())
+
+
+def _by_step(steps: list[dict[str, Any]], names: list[str], key: str) -> NDArray[np.float64]:
+    return np.array([sum(step["stages"][name][key] for name in names) for step in steps])

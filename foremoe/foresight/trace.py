@@ -112,9 +112,10 @@ def _trace(path: Path, fields: Mapping[str, NDArray[Any]]) -> Trace:
 def _layer_ids(path: Path, given: NDArray[Any] | None, layers: int) -> tuple[int, ...]:
     if given is None:
         return tuple(range(layers))
-    if given.shape != (layers,) or given.dtype != np.int32 or np.any(np.diff(given) <= 0):
+    ascending = given.dtype == np.int32 and bool(np.all(np.diff(given, prepend=-1) > 0))
+    if given.shape != (layers,) or not ascending:
         raise InvalidInputError(
-            f"{path}: layer_ids must be int32 [{layers}], ascending, "
+            f"{path}: layer_ids must be int32 [{layers}], 0 or more, ascending, "
             f"got {given.dtype} {list(given.shape)}"
         )
     return tuple(given.tolist())

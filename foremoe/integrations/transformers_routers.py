@@ -17,6 +17,7 @@ from foremoe.errors import InvalidInputError
 from foremoe.routing.replay import RoutingReplay
 
 LAYER = re.compile(r"\blayers\.(\d+)\.")
+_UNDERFLOW = 1e-30
 
 
 class Scoring(Protocol):
@@ -40,7 +41,13 @@ class Softmax:
 
     def weights(self, logits: Tensor, expert_ids: Tensor) -> Tensor:
         values = self.probabilities(logits).gather(-1, expert_ids)
-        return values / values.sum(dim=-1, keepdim=True) if self._normalise else values
+        if not self._normalise:
+            return values
+        total = values.sum(dim=-1, keepdim=True)
+        # Replayed experts that the live router would never choose: all their values may be 0.
+        safe = total > _UNDERFLOW
+        small = F.softmax(logits.gather(-1, expert_ids), dim=-1, dtype=values.dtype)
+        return torch.where(safe, values / torch.where(safe, total, 1.0), small)
 
 
 class SoftmaxOfChosen:

@@ -109,7 +109,10 @@ class RoutingReplay:
         given = self._given[:, self._position[layer]]
         given = torch.where(given == LIVE, chosen, given)
         left_out = given < 0
-        return given, scores(given.clamp(min=0)).masked_fill(left_out, 0.0)
+        # Experts that the router likes: the weights of others may be 0 / 0, whose gradient is no
+        # number even where it counts for nothing.
+        weights = scores(torch.where(left_out, chosen, given))
+        return given, weights.masked_fill(left_out, 0.0)
 
     def _stack(self, recorded: list[Tensor | None]) -> Tensor:
         missing = [layer for layer, ids in zip(self.layers, recorded, strict=True) if ids is None]

@@ -38,6 +38,7 @@ class StageStatus:
     planned: micro-steps with a plan; reported: those that every rank has reported.
     seconds, exposed_seconds: over the reported micro-steps, on the worst rank.
     degraded: micro-steps that some rank ran without the plan; degraded_reasons says why.
+    planning_failed: it broke off, and the other micro-steps will have no plan.
     """
 
     ep_group: str
@@ -56,6 +57,7 @@ class StageStatus:
     degraded_reasons: dict[str, int] = field(default_factory=dict)
     agreement_misses: int = 0
     paths: tuple[PathStatus, ...] = ()
+    planning_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,30 +207,28 @@ def _client(
     """Register; a rank that is refused takes the others along, or they would wait for it."""
     if options.address is None:
         return None
-    client = RankClient(
-        options.address,
-        RankRegistration(
-            ep_group=options.ep_group,
-            rank=layout.rank,
-            ranks=layout.topology.ranks,
-            ranks_per_node=layout.topology.ranks_per_node,
-            spare_slots=options.spare_slots,
-            num_experts=layout.num_experts,
-            layers=layout.layers,
-            moves_homes=moves_homes,
-            home=layout.home,
-        ),
-        spans=spans,
+    registration = RankRegistration(
+        ep_group=options.ep_group,
+        rank=layout.rank,
+        ranks=layout.topology.ranks,
+        ranks_per_node=layout.topology.ranks_per_node,
+        spare_slots=options.spare_slots,
+        num_experts=layout.num_experts,
+        layers=layout.layers,
+        moves_homes=moves_homes,
+        home=layout.home,
     )
-    refusal = ""
+    client, refusal = None, ""
     try:
+        client = RankClient(options.address, registration, spans=spans)
         client.start()
     except (ConflictError, InvalidInputError) as error:
         refusal = f"rank {layout.rank}: {error}"
     refusals: list[str] = [""] * layout.topology.ranks
     dist.all_gather_object(refusals, refusal, group=group)
     if any(refusals):
-        client.close()
+        if client is not None:
+            client.close()
         raise ConflictError("; ".join(sorted(set(filter(None, refusals)))))
     return client
 

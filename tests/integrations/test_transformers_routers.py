@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 
 from foremoe.errors import InvalidInputError
-from foremoe.integrations.transformers_routers import hook_routers, selection_biases
+from foremoe.integrations.transformers_routers import Softmax, hook_routers, selection_biases
 from foremoe.routing.balance_losses import count_experts
 from foremoe.routing.router_losses import LossWeights, RouterLosses
 from foremoe.routing.selection_bias import BiasBalancer
@@ -76,3 +76,16 @@ def test_a_router_that_weighs_otherwise_is_refused() -> None:
 def test_a_dense_layer_has_no_router() -> None:
     with pytest.raises(InvalidInputError, match=r"no top-k router in layers \[0\]"):
         hook_routers(build("qwen3_moe"), [0, 1])
+
+
+def test_experts_that_the_live_router_would_never_choose_are_weighed_with_finite_gradients() -> (
+    None
+):
+    """Their probabilities underflow to 0, so the usual formula would be 0 / 0."""
+    logits = torch.tensor([[300.0, 0.0, 1.0, 200.0]], requires_grad=True)
+    weights = Softmax(normalise=True).weights(logits, torch.tensor([[1, 2]]))
+    torch.testing.assert_close(weights, torch.softmax(torch.tensor([[0.0, 1.0]]), dim=-1))
+    weights[0, 0].backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert logits.grad[0, 1] > 0

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from foremoe.errors import InvalidInputError
-from foremoe.routing.replay import LIVE, RoutingReplay
+from foremoe.routing.replay import LIVE, NO_EXPERT, RoutingReplay
 
 LAYERS, TOP_K, TOKENS, EXPERTS = (2, 5), 2, 4, 6
 
@@ -104,3 +104,24 @@ def test_tokens_without_a_record_are_routed_live(logits: torch.Tensor) -> None:
     assert torch.equal(ids[1], chosen[1])
     assert torch.equal(scores[1], weights[1])
     assert ids[[0, 2, 3]].tolist() == [[5, 0]] * 3
+
+
+def test_a_pair_left_out_gives_no_gradient_whatever_its_experts_score() -> None:
+    logits = torch.zeros(TOKENS, EXPERTS)
+    logits[:, 0] = -200.0  # the probability of expert 0 underflows to 0
+    logits.requires_grad_()
+    probabilities = F.softmax(logits, dim=-1)
+
+    def normalised(ids: torch.Tensor) -> torch.Tensor:
+        values = probabilities.gather(-1, ids)
+        return values / values.sum(dim=-1, keepdim=True)
+
+    _, chosen = probabilities.topk(TOP_K, dim=-1)
+    replay = RoutingReplay(LAYERS, TOP_K)
+    with replay.replay(torch.full((TOKENS, len(LAYERS), TOP_K), NO_EXPERT)):
+        ids, scores = replay.route(LAYERS[0], chosen, probabilities.gather(-1, chosen), normalised)
+    assert torch.all(ids == NO_EXPERT)
+    scores.sum().backward()
+    assert torch.equal(scores, torch.zeros_like(scores))
+    assert logits.grad is not None
+    assert torch.equal(logits.grad, torch.zeros_like(logits))

@@ -78,7 +78,7 @@ class StepStatus(_message.Message):
     def __init__(self, step: _Optional[int] = ..., state: _Optional[_Union[StepState, str]] = ..., sequences: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[StageStatus, _Mapping]]] = ...) -> None: ...
 
 class StageStatus(_message.Message):
-    __slots__ = ("ep_group", "stage", "micro_steps", "planned", "imbalance_before", "imbalance_after", "replicas", "degraded", "planning_seconds", "reported", "seconds", "exposed_seconds", "imbalance_measured", "degraded_reasons", "agreement_misses", "paths")
+    __slots__ = ("ep_group", "stage", "micro_steps", "planned", "imbalance_before", "imbalance_after", "replicas", "degraded", "planning_seconds", "reported", "seconds", "exposed_seconds", "imbalance_measured", "degraded_reasons", "agreement_misses", "paths", "planning_failed")
     class DegradedReasonsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class StageStatus(_message.Message):
     DEGRADED_REASONS_FIELD_NUMBER: _ClassVar[int]
     AGREEMENT_MISSES_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
+    PLANNING_FAILED_FIELD_NUMBER: _ClassVar[int]
     ep_group: str
     stage: _stage_pb2.Stage
     micro_steps: int
@@ -118,7 +119,8 @@ class StageStatus(_message.Message):
     degraded_reasons: _containers.ScalarMap[str, int]
     agreement_misses: int
     paths: _containers.RepeatedCompositeFieldContainer[PathStatus]
-    def __init__(self, ep_group: _Optional[str] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[int] = ..., planned: _Optional[int] = ..., imbalance_before: _Optional[float] = ..., imbalance_after: _Optional[float] = ..., replicas: _Optional[float] = ..., degraded: _Optional[int] = ..., planning_seconds: _Optional[float] = ..., reported: _Optional[int] = ..., seconds: _Optional[float] = ..., exposed_seconds: _Optional[float] = ..., imbalance_measured: _Optional[float] = ..., degraded_reasons: _Optional[_Mapping[str, int]] = ..., agreement_misses: _Optional[int] = ..., paths: _Optional[_Iterable[_Union[PathStatus, _Mapping]]] = ...) -> None: ...
+    planning_failed: bool
+    def __init__(self, ep_group: _Optional[str] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[int] = ..., planned: _Optional[int] = ..., imbalance_before: _Optional[float] = ..., imbalance_after: _Optional[float] = ..., replicas: _Optional[float] = ..., degraded: _Optional[int] = ..., planning_seconds: _Optional[float] = ..., reported: _Optional[int] = ..., seconds: _Optional[float] = ..., exposed_seconds: _Optional[float] = ..., imbalance_measured: _Optional[float] = ..., degraded_reasons: _Optional[_Mapping[str, int]] = ..., agreement_misses: _Optional[int] = ..., paths: _Optional[_Iterable[_Union[PathStatus, _Mapping]]] = ..., planning_failed: bool = ...) -> None: ...
 
 class PathStatus(_message.Message):
     __slots__ = ("path", "copies", "copied_bytes")
