@@ -21,8 +21,8 @@ from foremoe.errors import (
     NotReadyError,
     UnknownError,
 )
+from foremoe.limits import check_range
 from foremoe.rpc.foresight import UploadHeader
-from foremoe.rpc.limits import check_range
 from foremoe.rpc.proposal import ProposalRequest
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from foremoe.errors import InvalidInputError
+from foremoe.limits import MAX_STEP, UPLOAD_MESSAGE_BYTES, check_range
 from foremoe.rpc.foresight import decode_header
-from foremoe.rpc.limits import MAX_STEP, UPLOAD_MESSAGE_BYTES, check_range
 from foremoe.rpc.proposal import decode_proposal_request, encode_proposal
 from foremoe.rpc.rank_plan import encode_rank_plan
 from foremoe.rpc.registration import decode_registration

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import InvalidInputError
+from foremoe.limits import check_range
 from foremoe.rpc.foresight import MAX_TOKENS, SequencePiece, UploadHeader, decode_chunk
-from foremoe.rpc.limits import check_range
 from foremoe.rpc.v1.foresight_pb2 import ForesightChunk, ForesightCommit
 from foremoe.runtime.store import SEQUENCE_OVERHEAD_BYTES, SequenceForesight
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from foremoe.limits import MAX_STEP, check_name, check_range
 from foremoe.planner.packing import UNLIMITED, AttentionCost
-from foremoe.rpc.limits import MAX_STEP, check_name, check_range
 from foremoe.rpc.proposal import ProposalRequest, encode_proposal_request
 from foremoe.rpc.schedule import MicroStepSchedule, check_schedule, encode_micro_steps
 from foremoe.rpc.stages import encode_stage

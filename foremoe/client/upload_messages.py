@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.foresight.routing import Routing
+from foremoe.limits import UPLOAD_MESSAGE_BYTES, check_name, check_range
 from foremoe.rpc.arrays import encode_array
 from foremoe.rpc.foresight import MAX_TOKENS, UploadHeader, check_histogram
-from foremoe.rpc.limits import UPLOAD_MESSAGE_BYTES, check_name, check_range
 from foremoe.rpc.v1.array_pb2 import Array
 from foremoe.rpc.v1.foresight_pb2 import (
     ForesightChunk,

@@ -48,14 +48,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from foremoe.commands.outputs import check_writable, write_json
-from foremoe.commands.plan_figures import estimates, figures, statistics, timed_plans
 from foremoe.commands.plan_tables import comparison, table
-from foremoe.commands.progress import working
 from foremoe.commands.report import require_report
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
 from foremoe.planner.archive import save_plans
 from foremoe.planner.cost import CostModel
+from foremoe.planner.figures import estimates, figures, statistics, timed_plans
 from foremoe.planner.home_moves import homes_that_pay
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
@@ -73,6 +72,7 @@ from foremoe.planner.preset import cluster_preset, cost_model, model_preset, pre
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.step_homes import step_homes
 from foremoe.planner.validate import validate
+from foremoe.progress import working
 from foremoe.vocabulary import Stage
 
 DEFAULT_CLUSTER = "h100"

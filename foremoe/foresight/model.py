@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foremoe.errors import InvalidInputError
-from foremoe.rpc.limits import MAX_LAYERS, check_range
+from foremoe.limits import MAX_LAYERS, check_range
 
 _Value = TypeVar("_Value", int, list[Any])
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")

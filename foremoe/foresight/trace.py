@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
+from foremoe.limits import MAX_EXPERTS, check_range
 from foremoe.planner.npz import read_npz
-from foremoe.rpc.limits import MAX_EXPERTS, check_range
 
 FIELDS = ("experts", "offsets", "num_experts")
 OPTIONAL_FIELDS = ("layer_ids",)

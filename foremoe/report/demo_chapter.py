@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foremoe.commands.plan_figures import timed_plans
 from foremoe.errors import InvalidInputError
+from foremoe.planner.figures import timed_plans
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.policies import warm_up
 from foremoe.planner.problem import StageProblem, Topology

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foremoe.commands.plan_figures import copied
+from foremoe.planner.figures import copied
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import POLICIES

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from foremoe import __version__
-from foremoe.commands.progress import working
 from foremoe.errors import InvalidInputError
+from foremoe.progress import working
 from foremoe.report.chart import Cell, Chapter, Chart, Numbers
 from foremoe.report.style import styled
 

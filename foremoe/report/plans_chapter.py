@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.commands.plan_figures import figures, timed_plans
 from foremoe.errors import InvalidInputError
 from foremoe.planner.cost import CostModel
+from foremoe.planner.figures import figures, timed_plans
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import warm_up
 from foremoe.planner.preset import cluster_preset, cost_model, model_preset

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.histogram import expert_histogram
-from foremoe.rpc.arrays import decode_array
-from foremoe.rpc.limits import (
+from foremoe.limits import (
     MAX_EXPERTS,
     MAX_STEP,
     UPLOAD_MESSAGE_BYTES,
@@ -17,6 +16,7 @@ from foremoe.rpc.limits import (
     check_name,
     check_range,
 )
+from foremoe.rpc.arrays import decode_array
 from foremoe.rpc.v1.foresight_pb2 import ForesightChunk, ForesightHeader
 
 MAX_TOKENS = 2**24  # of one sequence; with MAX_TOP_K its counts stay within uint32

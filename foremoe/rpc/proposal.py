@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foremoe.errors import InvalidInputError
+from foremoe.limits import MAX_STEP, check_name, check_range
 from foremoe.planner.packing import UNLIMITED, AttentionCost
-from foremoe.rpc.limits import MAX_STEP, check_name, check_range
 from foremoe.rpc.schedule import MicroStepSchedule, decode_micro_steps, encode_micro_steps
 from foremoe.rpc.v1 import schedule_pb2
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.limits import check_range
 from foremoe.planner.plan import placement_digest
 from foremoe.rpc.arrays import decode_array, encode_array
-from foremoe.rpc.limits import check_range
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.stages import decode_stage, encode_stage
 from foremoe.rpc.v1.rank_pb2 import StreamPlansResponse

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.limits import MAX_EXPERTS, MAX_RANKS, check_layers, check_name, check_range
 from foremoe.planner.problem import check_homes
 from foremoe.rpc.arrays import decode_array, encode_array
-from foremoe.rpc.limits import MAX_EXPERTS, MAX_RANKS, check_layers, check_name, check_range
 from foremoe.rpc.v1.rank_pb2 import RegisterRankRequest
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.limits import NAME_CHARACTERS
 from foremoe.rpc.arrays import decode_array, encode_array
-from foremoe.rpc.limits import NAME_CHARACTERS
 from foremoe.rpc.v1 import rank_pb2
 
 # Of one rank in one micro-step and layer; what is above is no measurement, and sums stay in bounds.

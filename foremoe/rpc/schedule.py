@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from foremoe.errors import InvalidInputError
-from foremoe.rpc.limits import check_range
+from foremoe.limits import check_range
 from foremoe.rpc.v1.schedule_pb2 import MicroStep, RankSequences
 
 MAX_MICRO_STEPS = 65536

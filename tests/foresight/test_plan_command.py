@@ -9,8 +9,8 @@ import pytest
 
 from foremoe.cli import main
 from foremoe.commands.plan import stage_load
-from foremoe.commands.plan_figures import copied
 from foremoe.planner.archive import load_plans
+from foremoe.planner.figures import copied
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import home_tokens
