@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     program = "foremoe"
     try:
         given = _top_parser().parse_args(argv)
+        if given.command is None:
+            raise InvalidInputError("needs a command; see foremoe --help")
         if given.command not in COMMANDS:
             close = suggestion(given.command, COMMANDS)
             raise InvalidInputError(f"there is no command {given.command}{close}")
@@ -115,7 +117,7 @@ def _top_parser() -> argparse.ArgumentParser:
         epilog=f"commands:\n{listed}\n\nexample:\n  foremoe serve --help",
     )
     _add_globals(parser)
-    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 

@@ -16,7 +16,7 @@ from foremoe.planner.goal import goal_tokens
 from foremoe.planner.micro_step import choose
 from foremoe.planner.plan import Plan
 from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
-from foremoe.planner.problem import StageProblem
+from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.split import split_by_source
 
 # (target, whether pairs that then stay in their node pay for copies), on one node and on several
@@ -27,26 +27,44 @@ NODES = ((1.02, True), (None, False), (1.05, False), (1.2, False))
 def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel) -> Plan:
     """Plan one micro-step's ``load [L, P, E]`` of a stage by its estimated time."""
     topology, home, slots = problem.topology, problem.home, problem.spare_slots
+    bound = lower_bound(load.sum(axis=1), home, topology.ranks, slots)
+    replica_expert, quota = fastest_replicas(load, home, bound, topology, slots, cost)
+    tokens = split_by_source(load, home, replica_expert, quota, topology.ranks_per_node)
+    plan = Plan(home, load, replica_expert, tokens, bound)
+    slower = time_saved(plan, replica_expert >= 0, topology.ranks_per_node, cost) <= 0
+    replica_expert[slower], tokens[slower] = -1, 0
+    return plan
+
+
+def fastest_replicas(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    bound: NDArray[np.int64],
+    topology: Topology,
+    spare_slots: int,
+    cost: CostModel,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Replicas int32 and quotas int64 ``[L, P, R]``, as far as time is known before the split.
+
+    load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. bound: int64 ``[L]``, the certificate.
+    """
     ranks, width = topology.ranks, topology.ranks_per_node
     prices = cost.prices
     origin = load.reshape(len(load), topology.nodes, width, -1).sum(axis=2)
     expert_tokens = origin.sum(axis=1)
-    bound = lower_bound(expert_tokens, home, ranks, slots)
-    replica_expert = np.full((len(load), ranks, slots), -1, np.int32)
-    quota = np.zeros((len(load), ranks, slots), np.int64)
+    replica_expert = np.full((len(load), ranks, spare_slots), -1, np.int32)
+    quota = np.zeros((len(load), ranks, spare_slots), np.int64)
     time = placed_picoseconds(origin, home, replica_expert, quota, prices)
     for target, keep_near in ONE_NODE if topology.nodes == 1 else NODES:
         goal = goal_tokens(expert_tokens, ranks, target)
-        other_expert, other_quota = choose(load, home, bound, goal, topology, slots, keep_near)
+        other_expert, other_quota = choose(
+            load, home, bound, goal, topology, spare_slots, keep_near
+        )
         other_time = placed_picoseconds(origin, home, other_expert, other_quota, prices)
         faster = other_time < time
         replica_expert[faster], quota[faster] = other_expert[faster], other_quota[faster]
         time[faster] = other_time[faster]
-    tokens = split_by_source(load, home, replica_expert, quota, width)
-    plan = Plan(home, load, replica_expert, tokens, bound)
-    slower = time_saved(plan, replica_expert >= 0, width, cost) <= 0
-    replica_expert[slower], tokens[slower] = -1, 0
-    return plan
+    return replica_expert, quota
 
 
 def time_saved(

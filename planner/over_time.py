@@ -6,7 +6,7 @@ be missed, with an eye on the micro-steps to come. Where it finds no way, the mi
 alone again if that is better, and what that plan shares with the slots stays.
 
 With a cost model and no target, the first micro-steps after that are planned to each of a few
-targets, and every layer keeps to the one estimated fastest.
+targets, and each of them alone by time. Every layer keeps to the way estimated fastest.
 
 A plan names everything its slots hold, also residents without tokens, so that an engine which makes
 the slots equal to the plan keeps exactly what the planner counts on.
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.planner.bound import lower_bound
-from foremoe.planner.by_time import time_saved
+from foremoe.planner.by_time import fastest_replicas, time_saved
 from foremoe.planner.cost import CostModel, new_replicas
 from foremoe.planner.goal import goal_tokens
 from foremoe.planner.micro_step import choose
@@ -29,7 +29,8 @@ from foremoe.planner.split import split_by_source
 
 LOOKAHEAD = 32  # micro-steps; more change next to nothing, the weights have decayed to a fifth
 DEFAULT_TARGET = 1.02
-TARGETS = (1.02, 1.005, 1.05, 1.2)  # to choose from by time, the first of the fastest
+ALONE = 0.0  # in place of a target: each micro-step alone, by time
+TARGETS = (1.02, 1.005, 1.05, 1.2, ALONE)  # to choose from by time, the first of the fastest
 TRIED = 16  # micro-steps that each target is tried on
 
 
@@ -38,8 +39,8 @@ def resident(problem: StageProblem, lookahead: int | None = None) -> Iterator[Pl
 
     lookahead: coming micro-steps that are taken into account, as many as help unless given; 0 only
         keeps what is there.
-    With a cost model and no target, time chooses each layer's target after the first micro-step,
-    and a layer whose replicas would cost time is computed at home.
+    With a cost model and no target, the first micro-step is planned by time, time chooses each
+    layer's target for the others, and a layer whose replicas would cost time is computed at home.
     """
     lookahead = LOOKAHEAD if lookahead is None else lookahead
     starts = np.flatnonzero(np.diff(problem.mini_batch, prepend=problem.mini_batch[:1] - 1))
@@ -81,7 +82,9 @@ class _Slots:
         places = problem.spare_slots
         self.problem, self.start, self.end = problem, start, end
         self.rows, self.loaded = rows, start
-        target = DEFAULT_TARGET if problem.target is None else problem.target
+        target = problem.target
+        if target is None:
+            target = DEFAULT_TARGET if problem.cost is None else ALONE
         self.target = np.full(layers, target)
         self.bound = np.zeros((layers, rows), np.int64)
         self.threshold = np.zeros((layers, rows), np.int64)
@@ -96,7 +99,7 @@ class _Slots:
     def plan(self, micro_step: int) -> Plan:
         """The plan of the next micro-step; call once for each, in order."""
         problem, row = self.problem, micro_step % self.rows
-        layers = np.arange(len(self.slot))
+        layers = np.flatnonzero(self.target != ALONE)
         before = self.slot.copy()
         if self.loaded == self.start:  # wanted at once: look no further yet
             self._load(micro_step)
@@ -105,7 +108,9 @@ class _Slots:
             while self.loaded < min(micro_step + self.rows, self.end):
                 self._load(self.loaded)
             self._advance(layers, row, min(self.rows, self.end - micro_step) - 1)
-            self._plan_alone(np.flatnonzero(self.excess[:, row] > 0), micro_step)
+            self._plan_alone(layers[self.excess[layers, row] > 0], micro_step)
+        if problem.cost is not None:
+            self._plan_by_time(np.flatnonzero(self.target == ALONE), micro_step, problem.cost)
         quota = np.ascontiguousarray(self.served[:, row])
         plan = Plan(
             home=problem.home,
@@ -187,6 +192,24 @@ class _Slots:
             self.threshold[layer, row] = max(self.threshold[layer, row], tokens[index].max())
             self.excess[layer] = -1
         self._advance(layers[better], row, 0)
+
+    def _plan_by_time(self, layers: NDArray[np.int64], micro_step: int, cost: CostModel) -> None:
+        """Plan some layers of a micro-step by time; what is held stays if there is room."""
+        problem, row = self.problem, micro_step % self.rows
+        if not layers.size:
+            return
+        wanted, quota = fastest_replicas(
+            problem.load[micro_step][layers],
+            problem.home[layers],
+            self.bound[layers, row],
+            problem.topology,
+            problem.spare_slots,
+            cost,
+        )
+        for layer, experts, pairs in zip(layers, wanted, quota, strict=True):
+            held = self.slot[layer] = _merged(self.slot[layer], experts)
+            same = (held[:, :, None] == experts[:, None, :]) & (held >= 0)[:, :, None]
+            self.served[layer, row] = (same * pairs[:, None, :]).sum(axis=2)
 
 
 def _merged(held: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int32]:

@@ -39,13 +39,13 @@ PY
 cuda_version=${cuda_torch%% *}
 
 stamp=.venv/.foremoe-setup
-want=$( (cat pyproject.toml constraints.txt requirements/*.txt scripts/setup.sh; echo "$cuda_torch"; "$python" -V) | cksum)
+want=$( (pwd; cat pyproject.toml constraints.txt requirements/*.txt scripts/setup.sh; echo "$cuda_torch"; "$python" -V) | cksum)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then
     exit 0
 fi
 
-# Packages may be added to an environment; another Python or torch needs a new one.
-made_from="$("$python" -V) $cuda_torch"
+# Packages may be added to an environment; another place, Python or torch needs a new one.
+made_from="$PWD $("$python" -V) $cuda_torch"
 if [ "$(cat .venv/.foremoe-python 2>/dev/null)" != "$made_from" ]; then
     "$python" -m venv --clear .venv || fail "could not create .venv"
     echo "$made_from" >.venv/.foremoe-python
@@ -58,7 +58,8 @@ if [ -n "$cuda_torch" ]; then
         'import sysconfig; print(sysconfig.get_path("purelib"))')/machine.pth"
     { grep -v '^torch==' constraints.txt; echo "torch==$cuda_version"; } >.venv/constraints.txt
 else
-    echo "setup: CPU machine, installing the torch of constraints.txt (some minutes the first time)"
+    echo "setup: $python has no CUDA torch; installing the torch of constraints.txt (some minutes the first time)"
+    echo "setup: where pip finds only builds with CUDA (some GB), PIP_EXTRA_INDEX_URL can name PyTorch's index of CPU builds"
     cp constraints.txt .venv/constraints.txt
 fi
 install() {
