@@ -186,12 +186,12 @@ class _Slots:
         tokens = placed_tokens(weight, home, wanted, quota)
         first = self.excess[layers, row] < 0
         better = first | (tokens.max(axis=1) < self.tokens[layers, row].max(axis=1))
-        for index in np.flatnonzero(better):
-            layer = layers[index]
-            self.slot[layer] = _merged(self.slot[layer], wanted[index])
-            self.threshold[layer, row] = max(self.threshold[layer, row], tokens[index].max())
-            self.excess[layer] = -1
-        self._advance(layers[better], row, 0)
+        changed = layers[better]
+        self.slot[changed] = _merged(self.slot[changed], wanted[better])
+        busiest = tokens[better].max(axis=1)
+        self.threshold[changed, row] = np.maximum(self.threshold[changed, row], busiest)
+        self.excess[changed] = -1
+        self._advance(changed, row, 0)
 
     def _plan_by_time(self, layers: NDArray[np.int64], micro_step: int, cost: CostModel) -> None:
         """Plan some layers of a micro-step by time; what is held stays if there is room."""
@@ -206,27 +206,29 @@ class _Slots:
             problem.spare_slots,
             cost,
         )
-        for layer, experts, pairs in zip(layers, wanted, quota, strict=True):
-            held = self.slot[layer] = _merged(self.slot[layer], experts)
-            same = (held[:, :, None] == experts[:, None, :]) & (held >= 0)[:, :, None]
-            self.served[layer, row] = (same * pairs[:, None, :]).sum(axis=2)
+        self.slot[layers] = held = _merged(self.slot[layers], wanted)
+        same = (held[..., :, None] == wanted[..., None, :]) & (held >= 0)[..., None]
+        self.served[layers, row] = (same * quota[..., None, :]).sum(axis=-1)
 
 
 def _merged(held: NDArray[np.int32], wanted: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Slots ``[P, R]`` with all that is wanted: what is held stays in place if there is room.
+    """Slots ``[..., R]`` with all that is wanted: what is held stays in place if there is room.
 
     >>> _merged(np.array([[4, 7]], np.int32), np.array([[5, -1]], np.int32))
     array([[5, 7]], dtype=int32)
     >>> _merged(np.array([[4, 7]], np.int32), np.array([[7, 5]], np.int32))
     array([[5, 7]], dtype=int32)
     """
-    if not (held >= 0).any():
-        return wanted.copy()
-    merged = held.copy()
-    for rank, experts in enumerate(wanted.tolist()):
-        missing = [expert for expert in experts if expert >= 0 and expert not in held[rank]]
-        empty = [place for place, expert in enumerate(held[rank]) if expert < 0]
-        stale = [place for place, expert in enumerate(held[rank]) if expert not in experts]
-        for expert, place in zip(missing, dict.fromkeys(empty + stale), strict=False):
-            merged[rank, place] = expert
+    same = held[..., :, None] == wanted[..., None, :]
+    missing = (wanted >= 0) & ~same.any(axis=-2)
+    coming = np.argsort(~missing, axis=-1, kind="stable")  # the missing ones first
+    stays = same.any(axis=-1)
+    places = np.argsort(np.where(held < 0, 0, 1 + stays), axis=-1, kind="stable")  # empty, stale
+    filled = np.where(
+        np.take_along_axis(missing, coming, axis=-1),
+        np.take_along_axis(wanted, coming, axis=-1),
+        np.take_along_axis(held, places, axis=-1),
+    )
+    merged = np.empty_like(held)
+    np.put_along_axis(merged, places, filled, axis=-1)
     return merged

@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.planner import over_time, pricing_reference
+from foremoe.planner import pricing_reference
 from foremoe.planner.cost import (
-    PICOSECONDS,
     CostModel,
-    LayerSeconds,
     home_seconds,
     layer_seconds,
     new_replicas,
@@ -25,7 +22,6 @@ from foremoe.planner.policies import foremoe
 from foremoe.planner.preset import cluster_preset, cost_model, model_preset
 from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
 from foremoe.planner.problem import StageProblem
-from foremoe.planner.validate import validate
 from foremoe.vocabulary import Stage
 from tests.planner.problems import problems, skewed_problem
 
@@ -147,87 +143,6 @@ def test_few_pairs_hide_behind_the_reading_of_weights() -> None:
     load[1, 0, 0], load[2, 0, 0] = 5, 6
     compute = 1e12 * home_seconds(SIMPLE, load, contiguous_homes(3, 2, 2), 2).compute
     np.testing.assert_allclose(compute, [5, 5 + 100, 5 + 110])
-
-
-def picoseconds(layers: LayerSeconds) -> NDArray[np.float64]:
-    """Whole ones, so that equal sums of other parts are equal."""
-    return np.rint(PICOSECONDS * layers.total)
-
-
-@settings(max_examples=150, deadline=None)
-@given(problems(max_pairs=2**20), prices)
-def test_no_plan_is_estimated_slower_than_no_replicas(
-    problem: StageProblem, cost: CostModel
-) -> None:
-    """Rule 4, for any prices."""
-    problem = dataclasses.replace(problem, target=None, cost=cost)
-    width = problem.topology.ranks_per_node
-    for plan in foremoe(problem):
-        alone = picoseconds(home_seconds(cost, plan.load, plan.home, width))
-        planned = picoseconds(layer_seconds(cost, plan, width))
-        assert np.all(planned <= alone)
-        assert np.all((planned < alone)[(plan.replica_expert >= 0).any(axis=(1, 2))])
-    before = None
-    for m, plan in enumerate(resident(problem)):
-        validate(plan, problem.load[m], problem.topology, problem.spare_slots)
-        if m and problem.mini_batch[m] != problem.mini_batch[m - 1]:
-            before = None
-        alone = picoseconds(home_seconds(cost, plan.load, plan.home, width))
-        assert np.all(picoseconds(layer_seconds(cost, plan, width, before)) <= alone)
-        before = plan
-
-
-def test_time_chooses_the_point_on_the_frontier() -> None:
-    """Copies for nothing: the best balance. Copies that nothing hides: none."""
-    problem = skewed_problem(1, 8, 8, 32, 2)
-    free = dataclasses.replace(SIMPLE, peer_copy=0, intercept=0, read=0, node_pair=0)
-    dear = dataclasses.replace(SIMPLE, host_copy=2**40, peer_copy=2**40)
-    best, by_time, none = (
-        list(foremoe(dataclasses.replace(problem, cost=cost))) for cost in (None, free, dear)
-    )
-    for one, two, empty in zip(best, by_time, none, strict=True):
-        np.testing.assert_array_equal(one.rank_tokens().max(axis=1), two.rank_tokens().max(axis=1))
-        assert empty.replicas() == 0
-
-
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_the_plan_by_time_is_faster_than_any_target(nodes: int) -> None:
-    problem = skewed_problem(2, 16, 16 // nodes, 64, 2)
-    width = problem.topology.ranks_per_node
-
-    def seconds(target: float | None, cost: CostModel | None) -> float:
-        plans = foremoe(dataclasses.replace(problem, target=target, cost=cost))
-        return sum(float(layer_seconds(QWEN, plan, width).total.sum()) for plan in plans)
-
-    # Choosing by an estimate made before the split may miss the best target by a little.
-    assert seconds(None, QWEN) <= 1.002 * min(seconds(t, None) for t in (None, 1.02, 1.1, 1.5))
-
-
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_time_chooses_the_target_of_residents(nodes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All micro-steps are tried, so no layer is slower than at the target that all start with."""
-    problem = skewed_problem(2, 16, 16 // nodes, 64, 2, micro_steps=12)
-    problem = dataclasses.replace(problem, target=None, cost=QWEN)
-    width = problem.topology.ranks_per_node
-
-    def seconds() -> NDArray[np.float64]:
-        plans = list(resident(problem))
-        steps = zip(plans, [None, *plans], strict=False)
-        taken = [layer_seconds(QWEN, plan, width, before).total for plan, before in steps]
-        return np.asarray(np.sum(taken, axis=0))
-
-    chosen = seconds()
-    monkeypatch.setattr(over_time, "TARGETS", (over_time.DEFAULT_TARGET,))
-    fixed = seconds()
-    assert np.all(chosen <= fixed * (1 + 1e-9))
-    assert chosen.sum() < 0.995 * fixed.sum()
-
-
-def test_a_target_stands_above_time() -> None:
-    problem = skewed_problem(1, 8, 8, 32, 2, target=1.1)
-    priced = foremoe(dataclasses.replace(problem, cost=QWEN))
-    for one, two in zip(foremoe(problem), priced, strict=True):
-        np.testing.assert_array_equal(one.replica_expert, two.replica_expert)
 
 
 def test_prices_and_loads_out_of_range_are_refused() -> None:
