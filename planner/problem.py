@@ -61,10 +61,10 @@ class StageProblem:
     cost: CostModel | None = None
 
     def __post_init__(self) -> None:
-        if self.load.ndim != 4 or self.load.dtype != np.int64:
+        if self.load.ndim != 4 or self.load.dtype != np.int64 or 0 in self.load.shape[:2]:
             raise InvalidInputError(
-                f"load: expected int64 [micro_steps, layers, ranks, experts], "
-                f"got {self.load.dtype} {list(self.load.shape)}"
+                f"load: expected int64 [micro_steps, layers, ranks, experts] of at least one "
+                f"micro-step and layer, got {self.load.dtype} {list(self.load.shape)}"
             )
         micro_steps, layers, ranks, experts = self.load.shape
         if ranks != self.topology.ranks:
@@ -95,7 +95,7 @@ class StageProblem:
             )
         if self.spare_slots < 0:
             raise InvalidInputError(f"spare_slots: must not be negative, got {self.spare_slots}")
-        if self.target is not None and not self.target >= 1.0:
+        if self.target is not None and not 1.0 <= self.target < float("inf"):
             raise InvalidInputError(f"target: an imbalance is at least 1.0, got {self.target}")
 
     @property

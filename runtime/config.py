@@ -58,7 +58,7 @@ class RuntimeConfig:
             raise InvalidInputError(
                 f"policy: {self.policy!r} is none of {', '.join(sorted(HOME_POLICIES))}"
             )
-        if self.target is not None and not self.target >= 1.0:
+        if self.target is not None and not 1.0 <= self.target < float("inf"):
             raise InvalidInputError(f"target: an imbalance is at least 1.0, got {self.target}")
         if not 0 <= self.drain_seconds < float("inf"):
             raise InvalidInputError(

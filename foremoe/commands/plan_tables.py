@@ -30,7 +30,7 @@ def table(record: dict[str, Any]) -> Table:
         rows.add_row(label, *(f"{figures[name]:.4f}" for name in ("mean", "p99", "max")))
     gap = record["bound_gap"]
     rows.add_row("above the lower bound", f"{gap['mean']:.3%}", "", f"{gap['max']:.3%}")
-    if record["packing"]:
+    if record["packing"] and record["packing"]["length_only_cost"]:
         cost, by_length = record["packing"]["cost"], record["packing"]["length_only_cost"]
         rows.add_row("slowest ranks, to packing by length", f"{cost / by_length - 1:.2%}", "", "")
     for label, key in (("replicas", "replicas_per_layer"), ("copies", "copies_per_layer")):

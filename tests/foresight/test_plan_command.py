@@ -75,6 +75,15 @@ def test_a_token_budget_takes_the_place_of_the_number_of_sequences(tmp_path: Pat
     assert run(trace, tmp_path)["packing"] is None
 
 
+@pytest.mark.parametrize("schedule", ["file", "packed"])
+def test_a_trace_without_tokens_is_planned_without_replicas(tmp_path: Path, schedule: str) -> None:
+    nothing = {"experts": fields()["experts"][:0], "offsets": np.zeros(4, np.int64)}
+    trace = write(tmp_path / "trace.npz", {**fields(), **nothing})
+    record = run(trace, tmp_path, "--schedule", schedule)
+    assert record["imbalance_after"] == {"mean": 1, "p99": 1, "max": 1}
+    assert record["replicas_per_layer"] == {"mean": 0, "max": 0}
+
+
 def test_policy_none_changes_nothing(tmp_path: Path) -> None:
     record = run(write(tmp_path / "trace.npz", fields()), tmp_path, "--policy", "none")
     assert record["imbalance_after"] == record["imbalance_before"]

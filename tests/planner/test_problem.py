@@ -61,7 +61,13 @@ def test_read_only_and_strided_arrays_are_planned_like_any_other() -> None:
         assert len(split_by_source.signatures) == before, "compiled anew"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("target", [0.99, -1.0, float("nan")])
-def test_a_target_below_one_is_refused(target: float) -> None:
+@pytest.mark.parametrize("shape", [(0, 1, 2, 4), (1, 0, 2, 4)])
+def test_a_stage_without_micro_steps_or_layers_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInputError, match="at least one micro-step and layer"):
+        problem(np.zeros(shape, np.int64))
+
+
+@pytest.mark.parametrize("target", [0.99, -1.0, float("nan"), float("inf")])
+def test_a_target_that_is_no_imbalance_is_refused(target: float) -> None:
     with pytest.raises(InvalidInputError, match="target"):
         problem(np.zeros((1, 1, 2, 4), np.int64), target)
