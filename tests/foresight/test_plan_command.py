@@ -131,7 +131,7 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
     [
         (["--ranks", "4", "--policy", "all", "--plans", "plans.npz"], "--plans"),
         (["--ranks", "3"], "8 experts cannot be shared evenly by 3 ranks"),
-        (["--ranks", "0"], "0 ranks"),
+        (["--ranks", "0"], "--ranks: must be at least 1"),
         (["--ranks", "4", "--nodes", "3"], "cannot be shared evenly by 3 nodes"),
         (["--ranks", "4", "--spare-slots", "-1"], "spare_slots"),
         (["--ranks", "4", "--spare-slots", "100000000000"], "slots a rank are of no use"),
@@ -146,7 +146,7 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
         (["--ranks", "4", "--attention", "1", "0"], "need --schedule packed"),
         (["--ranks", "4", "--schedule", "packed", "--token-budget", "1"], "token_budget: sequence"),
         (["--ranks", "4", "--schedule", "packed", "--attention", "-1", "0"], "attention alpha"),
-        (["--ranks", "4", "--json", "/nowhere/at/all.json"], "cannot be written"),
+        (["--ranks", "4", "--json", "/nowhere/at/all.json"], "--json: cannot write"),
     ],
 )
 def test_bad_options_end_with_one_line_and_exit_code_2(
