@@ -31,9 +31,14 @@ def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel
     replica_expert, quota = fastest_replicas(load, home, bound, topology, slots, cost)
     tokens = split_by_source(load, home, replica_expert, quota, topology.ranks_per_node)
     plan = Plan(home, load, replica_expert, tokens, bound)
-    slower = time_saved(plan, replica_expert >= 0, topology.ranks_per_node, cost) <= 0
-    replica_expert[slower], tokens[slower] = -1, 0
+    undo_slower(plan, topology.ranks_per_node, cost)
     return plan
+
+
+def undo_slower(plan: Plan, ranks_per_node: int, cost: CostModel) -> None:
+    """Compute at home the layers that replicas, all of them copied, do not speed up."""
+    slower = time_saved(plan, plan.replica_expert >= 0, ranks_per_node, cost) <= 0
+    plan.replica_expert[slower], plan.replica_tokens[slower] = -1, 0
 
 
 def fastest_replicas(

@@ -39,8 +39,9 @@ def resident(problem: StageProblem, lookahead: int | None = None) -> Iterator[Pl
 
     lookahead: coming micro-steps that are taken into account, as many as help unless given; 0 only
         keeps what is there.
-    With a cost model and no target, the first micro-step is planned by time, time chooses each
-    layer's target for the others, and a layer whose replicas would cost time is computed at home.
+    With a cost model and no target, the first micro-step is planned by time, and time chooses each
+    layer's target for the others. With a cost model, a layer whose replicas would cost time is
+    computed at home.
     """
     lookahead = LOOKAHEAD if lookahead is None else lookahead
     starts = np.flatnonzero(np.diff(problem.mini_batch, prepend=problem.mini_batch[:1] - 1))
@@ -125,7 +126,7 @@ class _Slots:
             ),
             bound=self.bound[:, row].copy(),
         )
-        if problem.cost is not None and problem.target is None:
+        if problem.cost is not None:
             self._undo_slower(plan, before, problem.cost)
         return plan
 

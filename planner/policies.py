@@ -7,7 +7,7 @@ import numpy as np
 
 from foremoe.planner import baselines
 from foremoe.planner.bound import lower_bound
-from foremoe.planner.by_time import fastest_plan
+from foremoe.planner.by_time import fastest_plan, undo_slower
 from foremoe.planner.cost import CostModel
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.micro_step import plan_micro_step
@@ -35,13 +35,17 @@ def no_replicas(problem: StageProblem) -> Iterator[Plan]:
 def foremoe(problem: StageProblem) -> Iterator[Plan]:
     """Replicas, quotas and split of each micro-step on its own.
 
-    With a cost model and no target, those that take the least time.
+    With a cost model and no target, those that take the least time; with a cost model and a target,
+    those that reach the target, but for layers that replicas do not speed up.
     """
     for load in problem.load:
         if problem.cost is not None and problem.target is None:
             yield fastest_plan(problem, load, problem.cost)
-        else:
-            yield plan_micro_step(problem, load, problem.target)
+            continue
+        plan = plan_micro_step(problem, load, problem.target)
+        if problem.cost is not None:
+            undo_slower(plan, problem.topology.ranks_per_node, problem.cost)
+        yield plan
 
 
 POLICIES: dict[str, Policy] = {

@@ -47,7 +47,8 @@ class StageProblem:
     spare_slots: R, replicas a rank can hold per layer.
     target: the imbalance that suffices (1.02, say), to be reached with as few copies as possible;
         None asks for the fastest plans under ``cost``, or without that for the best balance.
-    cost: prices of compute, dispatch and copies.
+    cost: prices of compute, dispatch and copies; no layer is planned to be slower than without
+        replicas, whatever the target.
 
     Raises InvalidInputError when shapes disagree or a value is out of range.
     """

@@ -112,7 +112,7 @@ class Plans:
             topology,
             self._slots,
             self._target,
-            self._machine.update(),
+            self._machine.update() if self._target is None else None,  # as the daemon plans
         )
 
 

@@ -39,8 +39,8 @@ def picoseconds(layers: LayerSeconds) -> NDArray[np.float64]:
 def test_no_plan_is_estimated_slower_than_no_replicas(
     problem: StageProblem, cost: CostModel
 ) -> None:
-    """Rule 4, for any prices."""
-    problem = dataclasses.replace(problem, target=None, cost=cost)
+    """Rule 4, for any prices and targets."""
+    problem = dataclasses.replace(problem, cost=cost)
     width = problem.topology.ranks_per_node
     for plan in foremoe(problem):
         alone = picoseconds(home_seconds(cost, plan.load, plan.home, width))
@@ -140,8 +140,14 @@ def test_time_chooses_the_target_of_residents(nodes: int, monkeypatch: pytest.Mo
         assert chosen.sum() < 0.995 * fixed.sum() or target == over_time.ALONE
 
 
-def test_a_target_stands_above_time() -> None:
-    problem = skewed_problem(1, 8, 8, 32, 2, target=1.1)
-    priced = foremoe(dataclasses.replace(problem, cost=QWEN))
-    for one, two in zip(foremoe(problem), priced, strict=True):
-        np.testing.assert_array_equal(one.replica_expert, two.replica_expert)
+def test_a_target_is_kept_but_where_it_costs_time() -> None:
+    """Two layers of one load: in one of them there are too few pairs to pay for replicas."""
+    problem = skewed_problem(1, 8, 8, 32, 2, target=1.1, layers=1)
+    load = np.concatenate([problem.load * 16, problem.load // 16], axis=1)
+    problem = dataclasses.replace(problem, load=load, home=np.tile(problem.home, (2, 1)))
+    for policy in (foremoe, resident):
+        priced = policy(dataclasses.replace(problem, cost=QWEN))
+        for kept, plan in zip(policy(problem), priced, strict=True):
+            np.testing.assert_array_equal(kept.replica_tokens[0], plan.replica_tokens[0])
+            assert kept.replica_tokens.any(axis=(1, 2, 3)).all()
+            assert not plan.replica_tokens[1].any()
