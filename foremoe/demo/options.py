@@ -20,7 +20,7 @@ class DemoOptions:
 
     ranks: int = 2
     steps: int = 7
-    warmup_steps: int = 50
+    warmup_steps: int = 40
     seed: int = 0
     dtype: str = "float32"
     hidden_size: int = 128
@@ -30,13 +30,13 @@ class DemoOptions:
     top_k: int = 4
     router_skew: float = 12.0
     spare_slots: int = 2
-    prompts: int = 16
-    samples_per_prompt: int = 24
+    prompts: int = 32
+    samples_per_prompt: int = 12
     mini_batches: int = 2
     micro_steps_per_mini_batch: int = 3
     warmup_sequences_per_rank: int = 32
     warmup_learning_rate: float = 1e-3
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     temperature: float = 1.0
     clip: float = 0.2
     plan_wait_seconds: float = 1.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-DIGITS = 10
+DIGITS = 5
 START, SEPARATOR, END, PADDING = 10, 11, 12, 13
 VOCABULARY = 14
 SHORTEST, LONGEST = 6, 14

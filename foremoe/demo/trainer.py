@@ -89,6 +89,7 @@ class Trainer:
         if balanced:
             self.session.weights_changed()
         with self._timed(result, step, Stage.RECOMPUTE, balanced):
+            self._keep_gathered(True)  # no optimizer step before update
             for index, ranks in enumerate(recompute):
                 with self.session.micro_step(index):
                     self._recompute(ranks[self.rank], result)
