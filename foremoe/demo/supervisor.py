@@ -22,7 +22,7 @@ from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 
 SILENCE_SECONDS = 300.0
 END_SECONDS = 30.0
-WARMUP_WEIGHT = 1 / 8  # of an RL step, for the progress bar
+WARMUP_WEIGHT = 1 / 16  # of an RL step, for the progress bar
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
