@@ -9,7 +9,7 @@ TARGETS = (1.005, 1.01, 1.02, 1.03, 1.05, 1.10)
 SLOTS = (1, 2, 4)
 WAYS = {"foremoe": "alone", KEEP: "keeping what is there", "resident": "over time"}
 PEERS = ("lpt-homes", "eplb-history", "eplb-oracle", "greedy", "alias")
-NODE_PEERS = ("eplb-history", "eplb-oracle", "greedy", "greedy-in-node", "alias")
+NODE_PEERS = ("eplb-history", "eplb-oracle", "greedy", "greedy-in-node", "alias", "alias-in-node")
 
 
 def balance() -> Iterator[Figure]:

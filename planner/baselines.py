@@ -95,7 +95,12 @@ def greedy_in_node(problem: StageProblem) -> Iterator[Plan]:
 
 def alias(problem: StageProblem) -> Iterator[Plan]:
     """MoonEP's pairing, cut to R slots: the fullest rank fills the emptiest one to the mean."""
-    yield from _each_layer(problem, _alias)
+    yield from _each_layer(problem, lambda layer: _alias(layer, layer.ranks))
+
+
+def alias_in_node(problem: StageProblem) -> Iterator[Plan]:
+    """The same among the ranks of each node, to the node's mean."""
+    yield from _each_layer(problem, lambda layer: _alias(layer, layer.ranks_per_node))
 
 
 def lpt(weight: NDArray[np.int64], ranks: int) -> NDArray[np.int32]:
@@ -150,20 +155,26 @@ def _export(layer: Layer, threshold: int, confined: bool) -> bool:
     return True
 
 
-def _alias(layer: Layer) -> Layer:
-    mean = -(-sum(layer.weight) // layer.ranks)
+def _alias(layer: Layer, width: int) -> Layer:
+    for start in range(0, layer.ranks, width):
+        _pair(layer, range(start, start + width))
+    return layer
+
+
+def _pair(layer: Layer, ranks: range) -> None:
+    mean = -(-sum(layer.tokens[rank] for rank in ranks) // len(ranks))
     closed: set[int] = set()
     while True:
         receivers = [
             rank
-            for rank in range(layer.ranks)
+            for rank in ranks
             if rank not in closed
             and layer.tokens[rank] < mean
             and len(layer.replicas[rank]) < layer.spare_slots
         ]
-        donor = max(range(layer.ranks), key=lambda rank: (layer.tokens[rank], -rank))
+        donor = max(ranks, key=lambda rank: (layer.tokens[rank], -rank))
         if not receivers or layer.tokens[donor] <= mean:
-            return layer
+            return
         receiver = min(receivers, key=lambda rank: (layer.tokens[rank], rank))
         # All of the receiver's slots import from this one donor, largest expert first.
         for expert in layer.local(donor):

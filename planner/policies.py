@@ -58,6 +58,7 @@ POLICIES: dict[str, Policy] = {
     "greedy": baselines.greedy,
     "greedy-in-node": baselines.greedy_in_node,
     "alias": baselines.alias,
+    "alias-in-node": baselines.alias_in_node,
 }
 
 # Policies that leave every expert at its home: what a running job can follow.

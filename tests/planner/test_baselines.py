@@ -23,8 +23,10 @@ def test_baselines_give_valid_plans(policy: str, problem: StageProblem) -> None:
         validate(plan, load, problem.topology, problem.spare_slots)
 
 
-def test_confined_replicas_stay_in_their_node() -> None:
-    for plan in POLICIES["greedy-in-node"](skewed_problem(0, 8, 2, 32, 2)):
+@pytest.mark.parametrize("policy", ["greedy-in-node", "alias-in-node"])
+def test_confined_replicas_stay_in_their_node(policy: str) -> None:
+    for plan in POLICIES[policy](skewed_problem(0, 8, 2, 32, 2)):
+        assert plan.replicas() > 0
         layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
         owner = plan.home[layer, plan.replica_expert[layer, rank, slot]]
         assert np.array_equal(owner // 2, rank // 2)
