@@ -40,6 +40,7 @@ SCHEDULE = [
 SEQUENCE_BYTES = {"ids": TOKENS * LAYERS * TOP_K, "histograms": LAYERS * EXPERTS * 4}
 PROCESSES = 4  # of the controllers, and of the ranks
 PING_SECONDS = 0.003
+NICENESS = 10  # of the controllers: on their own machines they would not take the daemon's cores
 COPY_BYTES = 1 << 20
 
 context = multiprocessing.get_context("spawn")
@@ -99,6 +100,7 @@ class Controllers:
 
 
 def _control(link: Connection, address: str, controllers: range) -> None:
+    os.nice(NICENESS)
     generator = np.random.default_rng(controllers[0])
     ids = generator.integers(0, EXPERTS, (TOKENS + SEQUENCES, LAYERS, TOP_K), np.uint8)
     counts = histograms(16)
