@@ -35,7 +35,7 @@ def main() -> None:
     warm_up()
     console = Console(stderr=True)
     with console.status("time"):
-        timings, stage = list(planner_time.timings()), planner_time.stage_timing()
+        timings, stages = list(planner_time.timings()), list(planner_time.stage_timings())
         parts, points = list(planner_time.parts()), list(planner_time.scaling())
     with console.status("balance"):
         balance = list(planner_cases.balance())
@@ -47,7 +47,7 @@ def main() -> None:
         nodes = list(planner_cases.nodes())
     lines = [f"Machine: {describe_machine()}.", ""]
     lines += balance_tables(balance) + copy_tables(over_time, frontier)
-    lines += node_tables(nodes) + time_tables(timings, stage, parts, points)
+    lines += node_tables(nodes) + time_tables(timings, stages, parts, points)
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines))
     else:
@@ -59,7 +59,7 @@ def main() -> None:
         planner_plots.plot_scaling(points, arguments.figures / "planner_scaling.svg")
     if arguments.json:
         aims = [*balance_aims(balance), *copy_aims(over_time)]
-        aims += [*node_aims(nodes), *time_aims(timings, stage)]
+        aims += [*node_aims(nodes), *time_aims(timings, stages)]
         figures = {
             "aims": [{**asdict(aim), "reached": aim.reached} for aim in aims],
             "balance": [asdict(figure) for figure in balance],
@@ -69,7 +69,7 @@ def main() -> None:
             "microseconds": [asdict(timing) for timing in timings],
             "parts": [asdict(part) for part in parts],
             "scaling": [asdict(point) for point in points],
-            "stage": asdict(stage),
+            "stages": [asdict(stage) for stage in stages],
         }
         record.write(arguments.json, figures)
 

@@ -81,12 +81,14 @@ def node_aims(pairs: list[tuple[Figure, Figure]]) -> Iterator[Aim]:
         yield Aim(f"pairs across nodes, share of `{policy}`", 1, crossing, "{:.0%}")
 
 
-def time_aims(timings: list[Timing], stage: StageTiming) -> Iterator[Aim]:
-    """One (micro-step, layer) planned alone, and a stage planned over time."""
+def time_aims(timings: list[Timing], stages: list[StageTiming]) -> Iterator[Aim]:
+    """One (micro-step, layer) planned alone, and stages planned over time."""
     for timing in timings:
         most = MICROSECONDS[timing.experts, timing.ranks]
         name = f"E = {timing.experts}, P = {timing.ranks}, nodes = {timing.nodes}, {timing.aim}: µs"
         yield Aim(name, most, timing.microseconds, "{:.0f}")
-    name = f"{stage.micro_steps} micro-steps, {stage.layers} layers, {stage.experts} experts"
-    yield Aim(f"{name} over time: s", 3, stage.seconds, "{:.2f}")
-    yield Aim(f"{name} over time, first plan: ms", 20, stage.first_plan_milliseconds, "{:.1f}")
+    for stage in stages:
+        name = f"{stage.micro_steps} micro-steps, {stage.layers} layers, {stage.experts} experts"
+        name += f" over time, {stage.aim}"
+        yield Aim(f"{name}: s", 3, stage.seconds, "{:.2f}")
+        yield Aim(f"{name}, first plan: ms", 20, stage.first_plan_milliseconds, "{:.1f}")

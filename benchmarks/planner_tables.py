@@ -105,11 +105,11 @@ def _crossing(figure: Figure) -> str:
 
 
 def time_tables(
-    timings: list[Timing], stage: StageTiming, parts: list[Part], points: list[Point]
+    timings: list[Timing], stages: list[StageTiming], parts: list[Part], points: list[Point]
 ) -> list[str]:
     """Processor time, where it goes, and how it grows."""
     lines = ["### Time", ""]
-    lines += aims_table(time_aims(timings, stage))
+    lines += aims_table(time_aims(timings, stages))
     lines += rows(
         ["E", "P", "planned", "part", "µs", "share"],
         [
