@@ -1,6 +1,7 @@
 """Planning over time: the target is kept, slots change little, and the twin agrees."""
 
 import dataclasses
+import doctest
 from itertools import pairwise
 
 import numpy as np
@@ -58,6 +59,10 @@ def test_plans_are_valid_and_as_balanced_as_planned_alone(problem: StageProblem)
         reached = imbalance(plan.rank_tokens())
         assert np.all((reached <= target) | (reached <= imbalance(other.rank_tokens())))
         assert np.all(plan.rank_tokens().max(axis=1) <= home_tokens(load, problem.home).max(axis=1))
+
+
+def test_the_examples_of_merging_hold() -> None:
+    assert doctest.testmod(over_time) == (0, 2)
 
 
 def test_residents_save_most_copies() -> None:
