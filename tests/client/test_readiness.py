@@ -1,6 +1,7 @@
 """When a stage counts as planned, and how waiting and asking again end."""
 
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,8 +12,9 @@ from foremoe.rpc.status import RuntimeStatus, StageStatus, StepState, StepStatus
 from foremoe.vocabulary import Stage
 
 
-def snapshot(planned: int, stage: Stage = Stage.UPDATE) -> RuntimeStatus:
-    stages = (StageStatus("ep0", stage, 8, planned, 1.5, 1.0, 1.0, 0, 0.1),)
+def snapshot(planned: int, stage: Stage = Stage.UPDATE, failed: bool = False) -> RuntimeStatus:
+    figures = StageStatus("ep0", stage, 8, planned, 1.5, 1.0, 1.0, 0, 0.1)
+    stages = (replace(figures, planning_failed=failed),)
     steps = (StepStatus(3, StepState.SCHEDULED, 16, stages),)
     return RuntimeStatus("0", "id", 1, 1.0, 0, 1, (), steps)
 
@@ -33,6 +35,11 @@ def test_progress_is_told_when_there_is_some() -> None:
 def test_a_stage_without_schedule_is_unknown(ep_group: str, step: int, stage: Stage) -> None:
     with pytest.raises(UnknownError, match=f"stage {stage} of step {step} has no schedule"):
         Readiness(ep_group, step, stage, 1, None).take(snapshot(0))
+
+
+def test_waiting_ends_when_planning_broke_off() -> None:
+    with pytest.raises(NotReadyError, match="broke off after 5 of 8 micro-steps"):
+        Readiness("ep0", 3, Stage.UPDATE, 60, None).take(snapshot(5, failed=True))
 
 
 def test_waiting_ends_with_what_was_planned() -> None:

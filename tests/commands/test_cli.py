@@ -37,7 +37,7 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "foremoe: the following arguments are required: COMMAND"),
+        ([], "foremoe: needs a command; see foremoe --help"),
         (["srve"], "foremoe: there is no command srve; did you mean serve?"),
         (["serve", "--max-stepz", "4"], "arguments: --max-stepz 4; did you mean --max-steps?"),
         (["serve", "--max-steps"], "foremoe serve: argument --max-steps: expected one argument"),
