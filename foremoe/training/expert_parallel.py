@@ -6,7 +6,7 @@ Every rank of the group calls it for the same layer at the same time; their toke
 also be zero.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -138,21 +138,25 @@ def _compute(
     received: Received, home: Mapping[str, Tensor], work: LayerWork, expert: ExpertFunction
 ) -> Tensor:
     """Outputs ``[N, H]`` in the order of ``received.rows``."""
-    slot_of_row = torch.arange(work.slots.per_rank, device=received.rows.device)
-    slot_of_row = slot_of_row.repeat(work.slots.ranks).repeat_interleave(
-        received.per_slot.reshape(-1)
-    )
-    by_slot = torch.argsort(slot_of_row, stable=True)
-    counts: list[int] = received.per_slot.sum(dim=0).tolist()
+    sizes: list[list[int]] = received.per_slot.tolist()
+    by_slot = list(zip(*sizes, strict=True))
+    counts = [sum(of_slot) for of_slot in by_slot]
     owned = work.slots.experts_per_rank
     at_home, replicas = counts[:owned], counts[owned:]
-    rows, *foreign = received.rows.index_select(0, by_slot).split([sum(at_home), *replicas])
+    rows, *foreign = _regrouped(received.rows, sizes).split([sum(at_home), *replicas])
     outputs = [expert.at_home(rows, at_home, home)]
     work.acquire()
     for slot, rows in enumerate(foreign):
         if len(rows):
             outputs.append(expert.as_replica(rows, slot, work.acquire))
-    return torch.cat(outputs).index_select(0, torch.argsort(by_slot))
+    return _regrouped(torch.cat(outputs), by_slot)
+
+
+def _regrouped(rows: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
+    """Blocks of ``sizes[a][b]`` consecutive rows, in the order (a, b), put in the order (b, a)."""
+    blocks = rows.split([size for of_a in sizes for size in of_a])
+    width = len(sizes[0])
+    return torch.cat([blocks[i] for b in range(width) for i in range(b, len(blocks), width)])
 
 
 class _BackwardEnd(torch.autograd.Function):
