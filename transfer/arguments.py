@@ -42,7 +42,7 @@ def check_sizes(
         raise InvalidInputError(f"rank {rank} is not one of the group's {topology.ranks}")
     if len(set(layers)) != len(layers):
         raise InvalidInputError(f"layers: {list(layers)} names a layer twice")
-    check_home_shape(home, len(layers), num_experts, topology)
+    check_home_shape(home, (len(layers), num_experts), topology)
     if group is not None and (group.size(), group.rank()) != (topology.ranks, rank):
         raise InvalidInputError(
             f"peer group: rank {group.rank()} of {group.size()}, but this is rank {rank} of "
@@ -56,13 +56,11 @@ def check_sizes(
         raise InvalidInputError("host cache: made for other layers, another layout or node size")
 
 
-def check_home_shape(
-    home: NDArray[np.int32], layers: int, num_experts: int, topology: Topology
-) -> None:
+def check_home_shape(home: NDArray[np.int32], shape: tuple[int, ...], topology: Topology) -> None:
     """Raise InvalidInputError unless ``home [L, E]`` gives every rank the same share."""
-    if home.shape != (layers, num_experts):
+    if home.shape != shape:
         raise InvalidInputError(
-            f"home: expected [layers, experts] = [{layers}, {num_experts}], got {list(home.shape)}"
+            f"home: expected [layers, experts] = {list(shape)}, got {list(home.shape)}"
         )
     check_homes(home, topology.ranks)
 

@@ -1,7 +1,7 @@
 """The peer path on CUDA inside a node: a rank pulls weights from where their home has them."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,11 +93,11 @@ class CudaIpcTransport(PeerTransport, Probed):
                     self._fill_otherwise(copy, generation, self._lose(error))
 
     def post_gradients(
-        self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor], generation: int
+        self, copies: Sequence[GradientCopy], into: Mapping[GradientCopy, Tensor], generation: int
     ) -> None:
         if self._gradients is None:
             raise TransferError("replica gradients cannot return by CUDA IPC alone")
-        self._gradients.post_gradients(copies, buffers, generation)
+        self._gradients.post_gradients(copies, into, generation)
 
     def weights_changed(self, own: Experts, generation: int) -> None:
         """Tell all ranks where this one's weights are, once they are written; map theirs."""

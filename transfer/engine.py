@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,19 +13,20 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from foremoe.crash_points import CrashPoint, crash_point
-from foremoe.errors import NotReadyError, TransferError
+from foremoe.errors import NotReadyError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.problem import Topology
 from foremoe.timeline.recorder import SpanRecorder
 from foremoe.transfer.arguments import check_agreement, check_home_shape, check_paths, check_sizes
 from foremoe.transfer.budget import spend
 from foremoe.transfer.content import Content
-from foremoe.transfer.gradients import GradientCopy, GradientInbox, GradientSink, ReturnedGradient
+from foremoe.transfer.gradient_returns import GradientReturns
+from foremoe.transfer.gradients import GradientInbox, GradientSink
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.ledger import Ledger, Promise
 from foremoe.transfer.paths import MicroStepPaths, PathSpeed
 from foremoe.transfer.peer_rounds import PeerEnds
-from foremoe.transfer.peer_transport import HomeWeights
+from foremoe.transfer.peer_transport import HomeWeights, own_experts
 from foremoe.transfer.replica import Replica
 from foremoe.transfer.schedule.links import Link
 from foremoe.transfer.schedule.micro_step import warm_up
@@ -33,11 +34,8 @@ from foremoe.transfer.schedule.timetable import ANY_TIME, CopyWindow, LayerCopie
 from foremoe.transfer.selection import open_host, open_peer
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool
-from foremoe.transfer.speed import UNMEASURED, feed_back
 from foremoe.transfer.statistics import StatisticsRecorder, TransferStatistics
 from foremoe.transfer.ticket import mark
-
-SLOW_SECONDS = 5.0
 
 _log = logging.getLogger("foremoe.transfer")
 
@@ -94,12 +92,10 @@ class TransferEngine:
         """
         home = contiguous_homes(len(layers), num_experts, topology.ranks) if home is None else home
         speed = speed or PathSpeed()
-        speed = replace(
-            speed,
-            host=speed.host if cache else 0.0,
-            peer=speed.peer if peer_group else 0.0,
-            network=speed.network if peer_group else 0.0,
-        )
+        if cache is None:
+            speed = replace(speed, host=0.0)
+        if peer_group is None:
+            speed = replace(speed, peer=0.0, network=0.0)
         if spare_slots > 0 and topology.ranks > 1:
             check_paths(topology, speed, training)
         check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
@@ -107,61 +103,36 @@ class TransferEngine:
         self.rank = rank
         self.topology = topology
         self.layers = tuple(layers)
-        self.num_experts = num_experts
         self.layout = layout
-        self.spare_slots = spare_slots
         self.training = training
         self.frames = budget.frames
         self.generation = 0
-        self._gradient_buffers = budget.gradient_buffers
         self._wait_seconds = wait_seconds
-        self._speed = speed
-        self._speed_is_measured = False
         self._cache = cache
         self._checksums = checksums
         self._home_weights = home_weights
-        self._add_gradients = add_gradients or _nowhere
         self._ledger = Ledger(layers, home, topology.ranks, spare_slots, budget.frames)
-        self._returning = [0] * topology.ranks
-        self._dropped = 0  # replicas of the whole group since speeds were last applied
         self._promised: list[LayerCopies] = []  # their copies wait for the end of ``together``
         self._nested = 0
         self._is_first = True
         self._statistics = StatisticsRecorder(len(layers), spans)
         self._pool = SlotPool(budget.frames * spare_slots, layout, training, checksums, device)
-        self._inbox = GradientInbox(layout.gradient_layout(), device)
         warm_up()  # no deadline runs yet
         if peer_group is not None:
-            everyone_knows = (topology, self.layers, num_experts, layout, spare_slots, training)
-            agreed = (
-                everyone_knows,
-                budget,
-                speed,
-                home.tobytes(),
-                checksums,
-                self._pool.device.type,
-            )
+            shape = (topology, self.layers, num_experts, layout, spare_slots, training)
+            agreed = (shape, budget, speed, home.tobytes(), checksums, self._pool.device.type)
             check_agreement(agreed, peer_group, wait_seconds)
         self._paths = MicroStepPaths(topology, speed, layout.payload_bytes, chunks=1)
+        inbox = GradientInbox(layout.gradient_layout(), device)
+        ends = PeerEnds(self._pool, inbox, layout, self._statistics, checksums)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
         path_seconds = wait_seconds / 2
-        self._host = (
-            open_host(rank, cache, self._pool, self._statistics, path_seconds) if cache else None
+        self._host = open_host(rank, cache, ends, path_seconds)
+        self._peer = open_peer(
+            rank, topology, peer_group, device_group, ends, home_weights, self._host, path_seconds
         )
-        ends = PeerEnds(self._pool, self._inbox, layout, self._statistics, checksums)
-        self._peer = (
-            open_peer(
-                rank,
-                topology,
-                peer_group,
-                device_group,
-                ends,
-                home_weights,
-                self._host,
-                path_seconds,
-            )
-            if peer_group is not None and topology.ranks > 1
-            else None
+        self._returns = GradientReturns(
+            rank, ends, self._peer, budget.gradient_buffers, add_gradients, wait_seconds
         )
         if rank == 0:
             _log.info("replicas are %s", budget.reason)
@@ -202,7 +173,7 @@ class TransferEngine:
         """
         serving = None if pairs is None else pairs > 0
         promise, evicted = self._ledger.open(layer, home, wanted, serving)
-        self._send_home(evicted)
+        self._returns.send(evicted, self.generation)
         filled = promise.filled_slots_of(self.rank)
         for slot in filled:
             self._pool.expect(slot)
@@ -210,15 +181,8 @@ class TransferEngine:
         value = None
         if pairs is not None:
             value = [int(pairs[f.rank, wanted[f.rank] == f.expert][0]) for f in promise.fills]
-        copies = LayerCopies(
-            layer,
-            tuple(promise.fills),
-            home,
-            window.ready_ns,
-            window.deadline_ns,
-            value,
-            window.latest_ns,
-        )
+        ready, deadline, latest = window
+        copies = LayerCopies(layer, tuple(promise.fills), home, ready, deadline, value, latest)
         with self.together():
             self._promised.append(copies)
             crash_point(CrashPoint.PROMISED)
@@ -249,7 +213,6 @@ class TransferEngine:
         timetable = self._paths.choose(promised)
         for layer, fill in timetable.dropped:
             self._ledger.drop(layer, fill)
-        self._dropped += len(timetable.dropped)
         if self._host is not None:
             self._host.post(timetable.copies, self.generation)
         crash_point(CrashPoint.ISSUED)
@@ -281,20 +244,15 @@ class TransferEngine:
         }
         filled = promise.filled_slots_of(self.rank)
         kept = contents.keys() - set(filled)
+        row = self._ledger.row(layer)
         started = time.monotonic()
         self._pool.wait_settled(filled, self._wait_seconds)
         self._pool.wait_kept(kept, self._wait_seconds)
-        exposed = time.monotonic() - started
-        self._statistics.add_exposed(self._ledger.row(layer), exposed)
-        self._statistics.spans.waited("copies", exposed, layer)
-        if exposed > SLOW_SECONDS:
-            _log.warning(
-                "degraded: slow copies: layer %d waited %.1f s for its replicas", layer, exposed
-            )
+        self._statistics.add_exposed(row, layer, time.monotonic() - started)
         begun = mark(self._pool.device, timed=True)
         self._pool.use(kept, contents)
         ended = mark(self._pool.device, timed=True)
-        self._statistics.add_exposed_between(self._ledger.row(layer), begun, ended)
+        self._statistics.add_exposed_between(row, begun, ended)
         promise.acquired, promise.with_gradients = True, with_gradients and self.training
         return [
             Replica.in_use(self._pool, slot, content, self._gradients(promise, slot))
@@ -326,19 +284,14 @@ class TransferEngine:
         if in_use := sorted(set(layers) & set(self._ledger.in_use())):
             raise NotReadyError(f"layers {in_use}: release their replicas first")
         for each in layers:
-            self._send_home(self._ledger.settle(each, staying))
+            self._returns.send(self._ledger.settle(each, staying), self.generation)
 
     def collect_gradients(self) -> None:
         """Wait until all gradients on their way have been given to ``add_gradients``.
 
         Raises TransferError when one is lost or late.
         """
-        started = time.monotonic()
-        self._returning = [0] * self.topology.ranks
-        self._inbox.collect(self._add_gradients, self._wait_seconds)
-        exposed = time.monotonic() - started
-        self._statistics.add_exposed_gradients(exposed)
-        self._statistics.spans.waited("gradients", exposed)
+        self._returns.collect()
 
     def abandon(self) -> None:
         """Drop the promises not acquired yet, on all ranks alike; their contents stay useful."""
@@ -357,17 +310,12 @@ class TransferEngine:
         Raises NotReadyError while replicas are in use or owe gradients, InvalidInputError on
         invalid homes, TransferError when a rank of this node does not follow in time.
         """
-        if in_use := self._ledger.in_use():
-            raise NotReadyError(
-                f"layers {in_use}: replicas are in use; release them before weights change"
-            )
-        if owing := self._ledger.owing:
-            raise NotReadyError(
-                f"layers {owing}: gradients are not home, so weights must not change yet"
-            )
+        self._ledger.check_idle()
         home = self._ledger.home if home is None else home
-        check_home_shape(home, len(self.layers), self.num_experts, self.topology)
-        own = self._own_weights(home)
+        check_home_shape(home, self._ledger.home.shape, self.topology)
+        own = own_experts(home, self.rank, self.layers, self._home_weights)
+        for tensors in own.values():
+            self.layout.check(tensors)
         self.abandon()
         self._pool.wait_all_free(self._wait_seconds)
         for transport in (self._host, self._peer):
@@ -379,7 +327,15 @@ class TransferEngine:
         self.generation += 1
         crash_point(CrashPoint.GENERATION)
         if self._cache is not None:
-            self._publish(self._cache, own)
+            per_node = self.topology.ranks_per_node
+            self._cache.publish(
+                self.rank % per_node,
+                home // per_node == self.topology.node_of(self.rank),
+                own,
+                self.generation,
+                self._checksums,
+                self._wait_seconds,
+            )
         if self._peer is not None:
             self._peer.weights_changed(own, self.generation)
 
@@ -393,11 +349,7 @@ class TransferEngine:
 
     def apply_speed(self, measured: Sequence[PathSpeed]) -> None:
         """Choose paths by what the ranks measured: on all ranks the same, at the same point."""
-        dropped, self._dropped = self._dropped, 0
-        first = not self._speed_is_measured
-        self._speed = feed_back(self._speed, measured, first, dropped > 0)
-        self._speed_is_measured |= any(one != UNMEASURED for one in measured)
-        self._paths = MicroStepPaths(self.topology, self._speed, self.layout.payload_bytes)
+        self._paths.apply_speed(measured)
 
     @property
     def peer_path_lost(self) -> bool:
@@ -416,55 +368,3 @@ class TransferEngine:
         if not (promise.with_gradients and promise.serves(self.rank, slot)):
             return None
         return self._pool.gradient_views(slot, keep=self._ledger.owes(slot, self.rank))
-
-    def _send_home(self, copies: Sequence[GradientCopy]) -> None:
-        """Post gradients, as many at a time as every home has buffers for."""
-        batch: list[GradientCopy] = []
-        for copy in copies:
-            if self._returning[copy.home] == self._gradient_buffers:
-                self._post_gradients(batch)
-                batch = []
-                self.collect_gradients()
-            self._returning[copy.home] += 1
-            batch.append(copy)
-        self._post_gradients(batch)
-
-    def _post_gradients(self, copies: Sequence[GradientCopy]) -> None:
-        if not copies:
-            return
-        if self._peer is None:
-            raise TransferError("replica gradients cannot return without a peer group")
-        buffers = self._inbox.expect([copy for copy in copies if copy.home == self.rank])
-        for copy in copies:
-            if copy.rank == self.rank:
-                self._pool.hold_gradients(copy.slot)
-        self._peer.post_gradients(copies, buffers, self.generation)
-
-    def _own_weights(self, home: NDArray[np.int32]) -> dict[tuple[int, int], Mapping[str, Tensor]]:
-        """Parameters by (layer, expert) of the experts whose home is this rank, checked."""
-        own: dict[tuple[int, int], Mapping[str, Tensor]] = {}
-        for row, layer in enumerate(self.layers):
-            for expert in np.flatnonzero(home[row] == self.rank).tolist():
-                own[layer, expert] = self._home_weights(layer, expert)
-                self.layout.check(own[layer, expert])
-        return own
-
-    def _publish(
-        self, cache: HostExpertCache, own: Mapping[tuple[int, int], Mapping[str, Tensor]]
-    ) -> None:
-        """Write own experts once nobody reads the old ones; return once all are written."""
-        per_node = self.topology.ranks_per_node
-        local_rank = self.rank % per_node
-        on_node = self._ledger.home // per_node == self.topology.node_of(self.rank)
-        cache.announce(local_rank, 2 * self.generation)
-        cache.wait_for_all(2 * self.generation, self._wait_seconds)
-        cache.serve([np.flatnonzero(row).tolist() for row in on_node])
-        for (layer, expert), tensors in own.items():
-            checksum = self.layout.checksum(tensors) if self._checksums else 0
-            cache.write(layer, expert, tensors, self.generation, checksum)
-        cache.announce(local_rank, 2 * self.generation + 1)
-        cache.wait_for_all(2 * self.generation + 1, self._wait_seconds)
-
-
-def _nowhere(returned: Sequence[ReturnedGradient]) -> None:
-    raise TransferError(f"{len(returned)} gradients came home, but nobody takes them")

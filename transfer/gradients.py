@@ -55,13 +55,13 @@ class GradientInbox:
         self._arrived = defaultdict[int, list[_Arrived]](list)
         self._error: ForemoeError | None = None
 
-    def expect(self, copies: Sequence[GradientCopy]) -> list[Tensor]:
+    def expect(self, copies: Sequence[GradientCopy]) -> dict[GradientCopy, Tensor]:
         """Buffers (uint8 slabs) for ``copies``, which ``collect`` then waits for."""
         with self._changed:
             new = max(0, len(copies) - len(self._free))
             self._free += [aligned_buffer(self.layout.nbytes, self._device) for _ in range(new)]
             self._expected.update(copy.layer for copy in copies)
-            return [self._free.pop() for _ in copies]
+            return {copy: self._free.pop() for copy in copies}
 
     def arrive(self, copy: GradientCopy, slab: Tensor, ticket: Ticket = DONE) -> None:
         """``ticket`` says when the device has the bytes; whoever takes them waits for it."""

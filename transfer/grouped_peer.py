@@ -78,11 +78,9 @@ class GroupedPeerTransport(PeerTransport):
             self._fill([peer[index] for index in group], generation)
 
     def post_gradients(
-        self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor], generation: int
+        self, copies: Sequence[GradientCopy], into: Mapping[GradientCopy, Tensor], generation: int
     ) -> None:
         del generation  # nothing here may still be of another one
-        own = [copy for copy in copies if copy.home == self._rank]
-        into = dict(zip(own, buffers, strict=True))
         computed = mark(self._device)
         with torch.cuda.stream(self._stream):
             computed.wait()

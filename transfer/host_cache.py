@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foremoe.crash_points import CrashPoint, crash_point
@@ -139,6 +140,28 @@ class HostExpertCache:
         self._records[row, entry, 0] = generation
         crash_point(CrashPoint.CACHE_WRITTEN)
 
+    def publish(
+        self,
+        local_rank: int,
+        on_node: NDArray[np.bool_],
+        own: Mapping[tuple[int, int], Mapping[str, Tensor]],
+        generation: int,
+        checksums: bool,
+        wait_seconds: float,
+    ) -> None:
+        """Write ``own`` experts once nobody reads; return once all of the node's are there.
+
+        on_node: bool ``[L, E]``, the experts to hold from now on, as for ``serve``.
+
+        Raises as ``serve``, ``write`` and ``meet``.
+        """
+        self.meet(local_rank, 2 * generation, wait_seconds)
+        self.serve([np.flatnonzero(row).tolist() for row in on_node])
+        for (layer, expert), tensors in own.items():
+            checksum = self.layout.checksum(tensors) if checksums else 0
+            self.write(layer, expert, tensors, generation, checksum)
+        self.meet(local_rank, 2 * generation + 1, wait_seconds)
+
     def read(self, layer: int, expert: int, generation: int, out: Tensor) -> None:
         """Copy an expert's slab into ``out`` (uint8 ``[layout.nbytes]``).
 
@@ -177,15 +200,12 @@ class HostExpertCache:
         """What the node's ranks must do one at a time; see ``CacheFile.turn``."""
         return self._file.turn(wait_seconds)
 
-    def announce(self, local_rank: int, progress: int) -> None:
-        """Tell the node's other ranks how far this one is; ``progress`` only grows."""
-        self._progress[local_rank] = progress
-
-    def wait_for_all(self, progress: int, wait_seconds: float) -> None:
-        """Wait until every rank of the node has announced ``progress``.
+    def meet(self, local_rank: int, progress: int, wait_seconds: float) -> None:
+        """Come to ``progress``, which only grows, and wait until every rank of the node has.
 
         Raises TransferError naming the ranks that did not within ``wait_seconds``.
         """
+        self._progress[local_rank] = progress
         deadline = time.monotonic() + wait_seconds
         while bool((self._progress < progress).any()):
             if time.monotonic() > deadline:

@@ -210,6 +210,17 @@ class Ledger:
         """Layers whose replicas are in use."""
         return [layer for layer, promise in self._open.items() if promise.acquired]
 
+    def check_idle(self) -> None:
+        """Raise NotReadyError while replicas are in use or owe gradients."""
+        if in_use := self.in_use():
+            raise NotReadyError(
+                f"layers {in_use}: replicas are in use; release them before weights change"
+            )
+        if owing := self.owing:
+            raise NotReadyError(
+                f"layers {owing}: gradients are not home, so weights must not change yet"
+            )
+
     def forget(self, home: NDArray[np.int32]) -> None:
         """Void all contents; experts live at ``home [L, E]`` from now on."""
         assert not self._open, "contents are voided while promises are open"

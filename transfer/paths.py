@@ -11,6 +11,9 @@ from foremoe.transfer.schedule.micro_step import schedule_micro_step
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
 
 CHUNKS = 8  # of a slab
+NEW_SHARE = 0.3
+LEAST_CHANGE = 0.1
+HOPE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,9 @@ class PathSpeed:
             )
 
 
+UNMEASURED = PathSpeed(0.0, 0.0, 0.0)
+
+
 class MicroStepPaths:
     """Chooses paths and order, sharing the links among the copies of one micro-step."""
 
@@ -40,12 +46,12 @@ class MicroStepPaths:
         self, topology: Topology, speed: PathSpeed, slab_bytes: int, chunks: int = CHUNKS
     ) -> None:
         """chunks: 1 where there are no deadlines, as slabs are moved whole."""
-        host, peer, network = (
-            slab_ns(slab_bytes, max(link, 1.0)) if link else 0
-            for link in (speed.host, speed.peer, speed.network)
-        )
-        self._links = Links(topology, host, peer, network, chunks)
-        self.restart()
+        self.speed = speed
+        self._topology = topology
+        self._slab_bytes = slab_bytes
+        self._is_measured = False
+        self._dropped = 0  # replicas of the whole group since speeds were last applied
+        self._open_links(chunks)
 
     def restart(self) -> None:
         """No copies are under way."""
@@ -67,4 +73,51 @@ class MicroStepPaths:
         wanted = [layer for layer in layers if layer.fills]
         timetable = schedule_micro_step(wanted, self._links, self._calendar.after(now_ns))
         self._calendar = timetable.calendar
+        self._dropped += len(timetable.dropped)
         return timetable
+
+    def apply_speed(self, measured: Sequence[PathSpeed]) -> None:
+        """Choose by what the ranks measured, from now on; no copies are under way."""
+        first = not self._is_measured
+        self.speed = feed_back(self.speed, measured, first, self._dropped > 0)
+        self._is_measured |= any(one != UNMEASURED for one in measured)
+        self._dropped = 0
+        self._open_links(CHUNKS)
+
+    def _open_links(self, chunks: int) -> None:
+        host, peer, network = (
+            slab_ns(self._slab_bytes, max(link, 1.0)) if link else 0
+            for link in (self.speed.host, self.speed.peer, self.speed.network)
+        )
+        self._links = Links(self._topology, host, peer, network, chunks)
+        self.restart()
+
+
+def feed_back(
+    current: PathSpeed, measured: Sequence[PathSpeed], first: bool, dropped: bool = False
+) -> PathSpeed:
+    """The speeds to choose paths by from now on; all ranks give the same arguments.
+
+    measured: of every rank, 0 where a link carried nothing. A layer waits for the slowest copy, so
+    the slowest rank counts: its figure moves the current one by ``NEW_SHARE`` of the difference, or
+    replaces it if it is the ``first`` that was measured. Differences below a tenth change nothing,
+    so that choices do not flutter. dropped: whether replicas were dropped; a link that carried
+    nothing is then taken for faster by ``HOPE``, until its copies are tried again.
+    """
+    return PathSpeed(
+        _smoothed(current.host, [speed.host for speed in measured], first, dropped),
+        _smoothed(current.peer, [speed.peer for speed in measured], first, dropped),
+        _smoothed(current.network, [speed.network for speed in measured], first, dropped),
+    )
+
+
+def _smoothed(current: float, measured: Sequence[float], first: bool, dropped: bool) -> float:
+    if current <= 0:
+        return current
+    seen = [speed for speed in measured if speed > 0]
+    if not seen:
+        return float(round(HOPE * current)) if dropped else current
+    slowest = min(seen)
+    if abs(slowest - current) < LEAST_CHANGE * current:
+        return current
+    return float(round(slowest if first else current + NEW_SHARE * (slowest - current)))

@@ -78,10 +78,8 @@ class GlooPeerTransport(PeerTransport, Probed):
             self._worker.post(partial(self._fill, peer, outgoing, generation))
 
     def post_gradients(
-        self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor], generation: int
+        self, copies: Sequence[GradientCopy], into: Mapping[GradientCopy, Tensor], generation: int
     ) -> None:
-        own = [copy for copy in copies if copy.home == self._rank]
-        into = dict(zip(own, buffers, strict=True))
         computed = mark(self._ends.pool.device)
         self._worker.post(partial(self._return, copies, into, generation, computed))
 

@@ -4,6 +4,8 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from foremoe.errors import TransferError
@@ -17,6 +19,14 @@ HomeWeights = Callable[[int, int], Mapping[str, Tensor]]
 Experts = Mapping[tuple[int, int], Mapping[str, Tensor]]  # parameters by (layer, expert)
 
 _log = logging.getLogger("foremoe.transfer")
+
+
+def own_experts(
+    home: NDArray[np.int32], rank: int, layers: Sequence[int], home_weights: HomeWeights
+) -> Experts:
+    """The experts whose home by ``home [L, E]`` is ``rank``."""
+    places = np.argwhere(home == rank).tolist()
+    return {(layers[row], expert): home_weights(layers[row], expert) for row, expert in places}
 
 
 class PeerTransport(Transport):
@@ -42,9 +52,9 @@ class PeerTransport(Transport):
 
     @abstractmethod
     def post_gradients(
-        self, copies: Sequence[GradientCopy], buffers: Sequence[Tensor], generation: int
+        self, copies: Sequence[GradientCopy], into: Mapping[GradientCopy, Tensor], generation: int
     ) -> None:
-        """Queue the way home of replica gradients; ``buffers`` are for those of own experts."""
+        """Queue the way home of replica gradients; ``into`` has buffers for own experts'."""
 
     @abstractmethod
     def weights_changed(self, own: Experts, generation: int) -> None:

@@ -19,8 +19,6 @@ from foremoe.transfer.host_stream import HostStreamTransport
 from foremoe.transfer.peer import GlooPeerTransport
 from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.peer_transport import HomeWeights, PeerTransport
-from foremoe.transfer.slots import SlotPool
-from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.torch_wire import TorchWire
 from foremoe.transfer.transport import HostTransport
 
@@ -41,29 +39,32 @@ class Candidate(Generic[T]):
 
 
 def open_host(
-    rank: int,
-    cache: HostExpertCache,
-    pool: SlotPool,
-    statistics: StatisticsRecorder,
-    wait_seconds: float,
-) -> HostTransport:
-    """The host path into ``pool``."""
-    on_cuda = pool.device.type == "cuda"
+    rank: int, cache: HostExpertCache | None, ends: PeerEnds, wait_seconds: float
+) -> HostTransport | None:
+    """The host path into the pool of ``ends``, if there is a cache."""
+    if cache is None:
+        return None
+    on_cuda = ends.pool.device.type == "cuda"
     kind = HostStreamTransport if on_cuda else SharedMemoryTransport
-    return kind(rank, cache, pool, statistics, wait_seconds)
+    return kind(rank, cache, ends.pool, ends.statistics, wait_seconds)
 
 
 def open_peer(
     rank: int,
     topology: Topology,
-    group: ProcessGroup,
+    group: ProcessGroup | None,
     device_group: ProcessGroup | None,
     ends: PeerEnds,
     home_weights: HomeWeights,
     host: HostTransport | None,
     wait_seconds: float,
-) -> PeerTransport:
-    """The peer path into the pool of ``ends``; collective over ``group``, which is gloo."""
+) -> PeerTransport | None:
+    """The peer path into the pool of ``ends``, if there is a group with other ranks.
+
+    Collective over ``group``, which is gloo.
+    """
+    if group is None or topology.ranks == 1:
+        return None
     device = ends.pool.device
 
     def messages() -> PeerTransport:

@@ -1,5 +1,6 @@
 """What the transfer engine did since the last look, and how fast its paths were."""
 
+import logging
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -13,6 +14,9 @@ from foremoe.transfer.schedule.links import Link
 from foremoe.transfer.ticket import Ticket
 
 SAMPLES = 256
+SLOW_SECONDS = 5.0
+
+_log = logging.getLogger("foremoe.transfer")
 
 
 @dataclass(slots=True)
@@ -69,10 +73,15 @@ class StatisticsRecorder:
             self._speeds[link].clear()
         return samples[3 * len(samples) // 4] if samples else 0.0
 
-    def add_exposed(self, row: int, seconds: float) -> None:
-        """``row`` is the layer's position among the engine's layers."""
+    def add_exposed(self, row: int, layer: int, seconds: float) -> None:
+        """Until now; ``row`` is the layer's position among the engine's layers."""
         with self._lock:
             self._now.exposed_seconds[row] += seconds
+        self.spans.waited("copies", seconds, layer)
+        if seconds > SLOW_SECONDS:
+            _log.warning(
+                "degraded: slow copies: layer %d waited %.1f s for its replicas", layer, seconds
+            )
 
     def add_exposed_between(self, row: int, begun: Ticket, ended: Ticket) -> None:
         """Time the device waited, counted once it is known."""
@@ -82,8 +91,10 @@ class StatisticsRecorder:
             self._waits.append((row, begun, ended))
 
     def add_exposed_gradients(self, seconds: float) -> None:
+        """Until now."""
         with self._lock:
             self._now.exposed_gradient_seconds += seconds
+        self.spans.waited("gradients", seconds)
 
     def add_copy(self, path: Path, nbytes: int) -> None:
         with self._lock:

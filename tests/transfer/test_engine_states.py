@@ -286,7 +286,7 @@ def _limits(rank: int, directory: Path) -> int:
         toy.engine.return_gradients()
         assert [r.layer for r in toy.collect_gradients()] == [3, 3, 5, 5, 9, 9]
     toy.close()
-    return len(toy.engine._inbox._free)
+    return len(toy.engine._returns._ends.inbox._free)
 
 
 def test_the_byte_limit_covers_slots_and_returning_gradients(tmp_path: Path) -> None:

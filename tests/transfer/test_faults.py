@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from foremoe.errors import TransferError
-from foremoe.transfer import engine as engine_module
+from foremoe.transfer import statistics as statistics_module
 from foremoe.transfer.paths import PathSpeed
 from tests.processes import run_ranks
 from tests.transfer.faults import flip_a_bit, kill_worker_of, lose_copies, slow_reads
@@ -31,7 +31,7 @@ def messages() -> list[str]:
 
 
 def _slow(rank: int, directory: Path) -> list[str]:
-    engine_module.SLOW_SECONDS = 0.2
+    statistics_module.SLOW_SECONDS = 0.2
     toy = ToyRank(rank, 2, directory, speed=HOST_FIRST)
     log = messages()
     assert toy.cache is not None

@@ -243,11 +243,10 @@ def test_memory_outlives_close_while_a_tensor_views_it(tmp_path: Path) -> None:
 
 def test_progress_of_the_node_is_awaited_with_a_deadline(cache: HostExpertCache) -> None:
     other = _attach(cache)
-    cache.announce(0, 3)
     with pytest.raises(TransferError, match=r"local ranks \[1\] did not follow within 0.05 s"):
-        cache.wait_for_all(3, 0.05)
-    announcer = threading.Thread(target=other.announce, args=(1, 4))
-    announcer.start()
-    cache.wait_for_all(3, 30)
-    announcer.join()
+        cache.meet(0, 3, 0.05)
+    follower = threading.Thread(target=other.meet, args=(1, 3, 30))
+    follower.start()
+    cache.meet(0, 3, 30)
+    follower.join()
     other.close()

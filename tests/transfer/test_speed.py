@@ -7,9 +7,8 @@ import pytest
 import torch.distributed as dist
 
 from foremoe.transfer.copies import Path as CopyPath
-from foremoe.transfer.paths import PathSpeed
+from foremoe.transfer.paths import UNMEASURED, PathSpeed, feed_back
 from foremoe.transfer.schedule.links import Link
-from foremoe.transfer.speed import UNMEASURED, feed_back
 from foremoe.transfer.statistics import StatisticsRecorder
 from tests.processes import run_ranks
 from tests.transfer.faults import slow_reads
@@ -70,7 +69,7 @@ def _turn_to_the_faster_path(rank: int, directory: Path) -> tuple[list[int], lis
         gathered: list[PathSpeed] = [mine] * 2
         dist.all_gather_object(gathered, mine)
         toy.engine.apply_speed(gathered)
-        speeds.append(toy.engine._speed.host)
+        speeds.append(toy.engine._paths.speed.host)
     toy.close()
     return by_host, speeds
 

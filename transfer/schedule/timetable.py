@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,7 @@ from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER
 
 
-@dataclass(frozen=True, slots=True)
-class CopyWindow:
+class CopyWindow(NamedTuple):
     """When a layer's copies may run; as in ``LayerCopies``."""
 
     ready_ns: int = 0
