@@ -16,5 +16,7 @@ compile() {
 compile pyproject.toml --constraints constraints.txt --no-emit-package torch \
     --extra megatron --extra transformers --extra report --extra docs --extra test --extra dev \
     --output-file requirements/locked.txt
+compile pyproject.toml --constraints requirements/locked.txt --no-emit-package torch \
+    --output-file requirements/base.txt
 compile requirements/audit.in --output-file requirements/audit.txt
 compile requirements/torchtitan.in --no-deps --output-file requirements/torchtitan.txt

@@ -178,6 +178,8 @@ def test_dockerfile_names_what_is_there() -> None:
     (entry,), (extra,) = (
         re.findall(rf"^{word} (\[.+\])$", text, re.M) for word in ("ENTRYPOINT", "CMD")
     )
+    for source in re.findall(r"/source/(\S+\.txt)", text):
+        assert (DEPLOY.parent / source).exists(), source
     command = [*yaml.safe_load(entry), *yaml.safe_load(extra)]
     assert command[:2] == ["foremoe", "serve"]
     command_parser("serve").parse_args(command[2:])
