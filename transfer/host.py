@@ -7,38 +7,19 @@ from functools import partial
 from foremoe.errors import ForemoeError
 from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy, Path
-from foremoe.transfer.host_cache import HostExpertCache
-from foremoe.transfer.slots import SlotPool
-from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.transport import HostTransport, ProbeSite
 from foremoe.transfer.trial import try_host
 from foremoe.transfer.worker import Worker
 
 
 class SharedMemoryTransport(HostTransport):
-    """Serves experts whose home is on this node."""
-
     name = "shared-memory host copy"
 
-    def __init__(
-        self,
-        rank: int,
-        cache: HostExpertCache,
-        pool: SlotPool,
-        statistics: StatisticsRecorder,
-        wait_seconds: float,
-    ) -> None:
-        self._rank = rank
-        self._cache = cache
-        self._pool = pool
-        self._statistics = statistics
-        self._wait_seconds = wait_seconds
-        self._worker = Worker(f"foremoe-host-copy-{rank}", pool.fail_all)
+    def _open(self) -> None:
+        self._worker = Worker(f"foremoe-host-copy-{self._rank}", self._pool.fail_all)
 
     def post(self, copies: Sequence[Copy], generation: int) -> None:
-        for copy in copies:
-            if copy.destination == self._rank and copy.path is Path.HOST:
-                self._worker.post(partial(self.fill, copy, generation))
+        self._worker.post(partial(super().post, copies, generation))
 
     def fill(self, copy: Copy, generation: int) -> None:
         try:

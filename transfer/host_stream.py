@@ -2,7 +2,6 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,7 @@ import torch
 from foremoe.errors import ForemoeError, TransferError
 from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy, Path
-from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.pinning import PinnedSlabs
-from foremoe.transfer.slots import SlotPool
-from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.ticket import Ticket, mark, side_stream
 from foremoe.transfer.transport import HostTransport, ProbeSite, cuda_device
 from foremoe.transfer.trial import trial_cache, try_host
@@ -41,22 +37,10 @@ class HostStreamTransport(HostTransport):
 
     name = "pinned host copy"
 
-    def __init__(
-        self,
-        rank: int,
-        cache: HostExpertCache,
-        pool: SlotPool,
-        statistics: StatisticsRecorder,
-        wait_seconds: float,
-    ) -> None:
-        self._rank = rank
-        self._cache = cache
-        self._pool = pool
-        self._statistics = statistics
-        self._wait_seconds = wait_seconds
-        self.stream = side_stream(pool.device)
+    def _open(self) -> None:
+        self.stream = side_stream(self._pool.device)
         self._flights: deque[_Flight] = deque()
-        self._pinned = self._pin() if pool.device.type == "cuda" else None
+        self._pinned = self._pin() if self._pool.device.type == "cuda" else None
 
     @property
     def pinned(self) -> bool:
@@ -69,11 +53,6 @@ class HostStreamTransport(HostTransport):
         with trial_cache(site) as cache:
             PinnedSlabs(cache, device, site.wait_seconds).close()
         return try_host(cls, site, device)
-
-    def post(self, copies: Sequence[Copy], generation: int) -> None:
-        for copy in copies:
-            if copy.destination == self._rank and copy.path is Path.HOST:
-                self.fill(copy, generation)
 
     def fill(self, copy: Copy, generation: int) -> None:
         try:

@@ -10,6 +10,9 @@ import torch
 
 from foremoe.errors import ForemoeError, TransferError
 from foremoe.transfer.copies import Copy, Path
+from foremoe.transfer.host_cache import HostExpertCache
+from foremoe.transfer.slots import SlotPool
+from foremoe.transfer.statistics import StatisticsRecorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +78,33 @@ class Transport(ABC):
 
 
 class HostTransport(Transport, Probed):
-    """Reads the node's host cache."""
+    """Serves experts whose home is on this node, from its host cache."""
 
     path = Path.HOST
+
+    def __init__(
+        self,
+        rank: int,
+        cache: HostExpertCache,
+        pool: SlotPool,
+        statistics: StatisticsRecorder,
+        wait_seconds: float,
+    ) -> None:
+        self._rank = rank
+        self._cache = cache
+        self._pool = pool
+        self._statistics = statistics
+        self._wait_seconds = wait_seconds
+        self._open()
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Take what copying needs, at the end of construction."""
+
+    def post(self, copies: Sequence[Copy], generation: int) -> None:
+        for copy in copies:
+            if copy.destination == self._rank and copy.path is Path.HOST:
+                self.fill(copy, generation)
 
     @abstractmethod
     def fill(self, copy: Copy, generation: int) -> None:

@@ -28,7 +28,6 @@ LAYOUT = SlabLayout.from_shapes({"bytes": (1 << 18,)}, torch.uint8)
 _EXPERT = Content(layer=0, expert=0, generation=1)
 _CPU = torch.device("cpu")
 
-OpenHost = Callable[[int, HostExpertCache, SlotPool, StatisticsRecorder, float], HostTransport]
 OpenPeer = Callable[
     [int, Topology, ProcessGroup, PeerEnds, HomeWeights, HostTransport | None, float],
     PeerTransport,
@@ -46,14 +45,14 @@ def trial_cache(site: ProbeSite) -> Iterator[HostExpertCache]:
         cache.close()
 
 
-def try_host(open_host: OpenHost, site: ProbeSite, device: torch.device = _CPU) -> str:
+def try_host(kind: type[HostTransport], site: ProbeSite, device: torch.device = _CPU) -> str:
     """Write an expert through one mapping of a cache, have it copied into a slot from another."""
     truth = _some_bytes()
     with trial_cache(site) as written:
         read = HostExpertCache.attach(written.path, [0], 1, LAYOUT)
         written.write(0, 0, truth, _EXPERT.generation)
         pool = SlotPool(1, LAYOUT, training=False, checksums=False, device=device)
-        transport = open_host(0, read, pool, StatisticsRecorder(1), site.wait_seconds)
+        transport = kind(0, read, pool, StatisticsRecorder(1), site.wait_seconds)
         try:
             transport.post([Copy(0, 0, 0, 0, 0, Path.HOST)], _EXPERT.generation)
             _compare(pool, truth, site)
