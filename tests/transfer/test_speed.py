@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Path as CopyPath
 from foremoe.transfer.paths import UNMEASURED, PathSpeed, feed_back
 from foremoe.transfer.schedule.links import Link
@@ -81,3 +82,24 @@ def test_copies_leave_a_link_that_was_measured_slow(tmp_path: Path) -> None:
         assert by_host[-1] < by_host[0]
     assert one[1] == other[1], "all ranks choose by the same figures"
     assert one[1][0] == pytest.approx(110 / 0.05, rel=0.6)
+
+
+def _measure_both(rank: int) -> list[PathSpeed]:
+    """First two nodes of one rank each, then one node of two."""
+    measured = []
+    for ranks_per_node in (1, 2):
+        toy = ToyRank(rank, 2, None, topology=Topology(2, ranks_per_node))
+        toy.step_optimizer()
+        toy.promise(3, WANTED)
+        toy.acquire_checked(3, WANTED)
+        toy.return_gradients(3)
+        toy.collect_gradients()
+        measured.append(toy.engine.measured_speed())
+        toy.close()
+    return measured
+
+
+def test_copies_from_another_node_measure_the_network() -> None:
+    for apart, together in run_ranks(_measure_both, 2):
+        assert apart.network > 0 == apart.peer
+        assert together.peer > 0 == together.network

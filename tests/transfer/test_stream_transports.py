@@ -16,17 +16,19 @@ from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy
 from foremoe.transfer.copies import Path as CopyPath
 from foremoe.transfer.cuda_ipc import CudaIpcTransport
+from foremoe.transfer.gradients import GradientInbox
 from foremoe.transfer.grouped_peer import MOST_OPERATIONS, GroupedPeerTransport, deal_groups
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.host_stream import HostStreamTransport
 from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.peer_transport import PeerTransport
+from foremoe.transfer.schedule.links import Link
 from foremoe.transfer.schedule.rounds import rounds_in_order
 from foremoe.transfer.shared_weights import locate
 from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder
-from foremoe.transfer.ticket import mark
+from foremoe.transfer.ticket import Ticket, mark
 from foremoe.transfer.torch_wire import TorchWire
 from tests.processes import run_ranks
 from tests.transfer.cuda import DEVICE, GPU
@@ -123,6 +125,48 @@ def test_every_replica_and_gradient_is_exact_in_groups() -> None:
     checked = run_ranks(_train_grouped, 4)
     assert sum(gradients for gradients, _ in checked) > 40
     assert all(received > 0 for _, received in checked)
+
+
+class _Second(Ticket):
+    """Work that took the device a second."""
+
+    def wait(self) -> None:
+        pass
+
+    def done(self) -> bool:
+        return True
+
+    def seconds_since(self, earlier: Ticket) -> float:
+        assert isinstance(earlier, _Second)
+        return 1.0
+
+
+class _Loopback(TorchWire):
+    """No other ranks: messages are dropped."""
+
+    def __init__(self) -> None:
+        pass
+
+    def exchange(self, sends: object, receives: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("per_node", "link"), [(1, Link.NETWORK), (2, Link.PEER)])
+def test_groups_from_another_node_measure_the_network(
+    per_node: int, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foremoe.transfer.grouped_peer.mark", lambda *_, **__: _Second())
+    slab = layout()
+    pool = SlotPool(1, slab, training=False, checksums=False)
+    statistics = StatisticsRecorder(len(LAYERS))
+    ends = PeerEnds(pool, GradientInbox(slab.gradient_layout()), slab, statistics, checksums=False)
+    transport = GroupedPeerTransport(
+        0, Topology(2, per_node), ends, lambda *_: {}, None, _Loopback(), 5.0
+    )
+    transport.post([Copy(LAYERS[0], 1, 1, 0, 0, CopyPath.PEER)], 1)
+    transport.settle(5.0)
+    measured = {each: statistics.take_speed(each) for each in Link}
+    assert measured == {each: slab.payload_bytes if each is link else 0 for each in Link}
 
 
 def test_a_group_never_has_too_many_operations() -> None:
