@@ -26,11 +26,11 @@ from tests.transfer.toy_group import LAYERS, ToyRank
 WANTED = np.array([[4, 5], [0, 1]], np.int32)
 PEER_FIRST = PathSpeed(host=1.0, peer=1e6)
 WAIT_SECONDS = 1.0
-SOON = 4.0
+SOON = 20.0  # on a busy machine, too; who ignores WAIT_SECONDS waits 30 s or more
 
 
 class _Clock:
-    """Asserts that a block ended long before anything could be called a hang."""
+    """Asserts that a block did not hang; that it waited as configured, the error's text says."""
 
     def __enter__(self) -> None:
         self._started = time.monotonic()
@@ -45,12 +45,12 @@ def _silent(rank: int, directory: Path | None) -> None:
     toy.step_optimizer()
     if rank == 0:
         toy.promise(3, WANTED)
-        with _Clock(), pytest.raises(TransferError, match="peer path lost on rank 0"):
+        with _Clock(), pytest.raises(TransferError, match=r"peer path lost on rank 0.* 500ms"):
             toy.engine.acquire(3)
         assert toy.engine.peer_path_lost
         toy.engine.abandon()
         toy.promise(3, WANTED)
-        with _Clock(), pytest.raises(TransferError, match="peer path lost on rank 0"):
+        with _Clock(), pytest.raises(TransferError, match=r"peer path lost on rank 0.* 500ms"):
             toy.engine.acquire(3)
     with _Clock():
         toy.close()
@@ -114,7 +114,7 @@ def test_gradients_that_do_not_come_are_an_error_within_the_deadline() -> None:
 
 def _never_started(rank: int) -> None:
     if rank == 0:
-        with _Clock(), pytest.raises(TransferError, match=r"did not start within 1\.0 s"):
+        with _Clock(), pytest.raises(TransferError, match=r"did not start within 1\.0 s.* 1000ms"):
             ToyRank(rank, 2, None, wait_seconds=WAIT_SECONDS)
     else:
         dist.new_group(backend="gloo")
@@ -144,7 +144,7 @@ def test_close_is_bounded_while_a_copy_waits_for_a_silent_rank() -> None:
 
 def _die(rank: int, directory: Path) -> str:
     """Rank 2 is killed with gradients and copies under way; rank 1 talks to rank 0 only."""
-    toy = ToyRank(rank, 3, directory, experts=9, speed=PEER_FIRST)
+    toy = ToyRank(rank, 3, directory, experts=9, speed=PEER_FIRST, wait_seconds=60.0)
     wanted = np.array([[6, -1], [0, -1], [1, -1]], np.int32)
     toy.step_optimizer()
     toy.promise(3, wanted)
@@ -162,7 +162,7 @@ def _die(rank: int, directory: Path) -> str:
     toy.acquire_checked(3, wanted)
     toy.acquire_checked(5, wanted)
     assert toy.engine.peer_path_lost
-    assert time.monotonic() - started < 5, "a dead rank must be noticed without a deadline"
+    assert time.monotonic() - started < SOON, "a dead rank must be noticed without a deadline"
     store = dist.distributed_c10d._get_default_store()
     store.set(f"rank {rank} noticed", "")
     store.wait(["rank 0 noticed", "rank 1 noticed"], timedelta(seconds=30))
