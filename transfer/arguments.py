@@ -17,8 +17,12 @@ from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.slab import SlabLayout
 
 
-def check_paths(topology: Topology, speed: PathSpeed, training: bool) -> None:
+def check_paths(
+    topology: Topology, speed: PathSpeed, training: bool, takes_gradients: bool
+) -> None:
     """Raise InvalidInputError unless every replica has a way in, and its gradient a way home."""
+    if training and not takes_gradients:
+        raise InvalidInputError("replica gradients return: give add_gradients, which takes them")
     if training and speed.peer <= 0:
         raise InvalidInputError("replica gradients return by the peer path: give a peer group")
     if topology.nodes > 1 and speed.network <= 0:

@@ -97,7 +97,7 @@ class TransferEngine:
         if peer_group is None:
             speed = replace(speed, peer=0.0, network=0.0)
         if spare_slots > 0 and topology.ranks > 1:
-            check_paths(topology, speed, training)
+            check_paths(topology, speed, training, add_gradients is not None)
         check_sizes(rank, topology, layers, num_experts, home, cache, layout, peer_group)
         budget = spend(limit_bytes, len(layers), spare_slots, layout, training)
         self.rank = rank

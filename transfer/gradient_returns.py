@@ -3,42 +3,36 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from foremoe.errors import TransferError
-from foremoe.transfer.gradients import GradientCopy, GradientSink, ReturnedGradient
+from foremoe.transfer.gradients import GradientCopy, GradientSink
 from foremoe.transfer.peer_rounds import PeerEnds
 from foremoe.transfer.peer_transport import PeerTransport
 
 
+@dataclass(slots=True, eq=False)
 class GradientReturns:
     """Posts what slots owe and hands over what comes home.
 
     All ranks make the same calls, so each knows how many gradients are on their way to every home.
+
+    buffers: how many may be on their way to one home, None for any number. Without a peer path or
+    a sink there must be none.
     """
 
-    def __init__(
-        self,
-        rank: int,
-        ends: PeerEnds,
-        peer: PeerTransport | None,
-        buffers: int | None,
-        sink: GradientSink | None,
-        wait_seconds: float,
-    ) -> None:
-        """buffers: how many may be on their way to one home, None for any number."""
-        self._rank = rank
-        self._ends = ends
-        self._peer = peer
-        self._buffers = buffers
-        self._sink = sink or _nowhere
-        self._wait_seconds = wait_seconds
-        self._under_way = Counter[int]()  # by home
+    rank: int
+    ends: PeerEnds
+    peer: PeerTransport | None
+    buffers: int | None
+    sink: GradientSink | None
+    wait_seconds: float
+    _under_way: Counter[int] = field(default_factory=Counter)  # by home
 
     def send(self, copies: Sequence[GradientCopy], generation: int) -> None:
         """Post ``copies``; where a home has no buffer left, ``collect`` those under way first."""
         batch: list[GradientCopy] = []
         for copy in copies:
-            if self._under_way[copy.home] == self._buffers:
+            if self._under_way[copy.home] == self.buffers:
                 self._post(batch, generation)
                 batch = []
                 self.collect()
@@ -50,19 +44,16 @@ class GradientReturns:
         """Wait until the sink has all that were sent. TransferError when one is lost or late."""
         started = time.monotonic()
         self._under_way.clear()
-        self._ends.inbox.collect(self._sink, self._wait_seconds)
-        self._ends.statistics.add_exposed_gradients(time.monotonic() - started)
+        if self.sink is not None:
+            self.ends.inbox.collect(self.sink, self.wait_seconds)
+        self.ends.statistics.add_exposed_gradients(time.monotonic() - started)
 
     def _post(self, copies: Sequence[GradientCopy], generation: int) -> None:
         if not copies:
             return
-        assert self._peer is not None, "gradients are owed without a way home"
-        into = self._ends.inbox.expect([copy for copy in copies if copy.home == self._rank])
+        assert self.peer is not None, "gradients are owed without a way home"
+        into = self.ends.inbox.expect([copy for copy in copies if copy.home == self.rank])
         for copy in copies:
-            if copy.rank == self._rank:
-                self._ends.pool.hold_gradients(copy.slot)
-        self._peer.post_gradients(copies, into, generation)
-
-
-def _nowhere(returned: Sequence[ReturnedGradient]) -> None:
-    raise TransferError(f"{len(returned)} gradients came home, but nobody takes them")
+            if copy.rank == self.rank:
+                self.ends.pool.hold_gradients(copy.slot)
+        self.peer.post_gradients(copies, into, generation)

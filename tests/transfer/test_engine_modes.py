@@ -111,7 +111,7 @@ def _accumulate(rank: int, ranks: int, directory: Path, frames: int) -> tuple[in
     assert toy.engine.resident == (frames == len(LAYERS))
     arrived = Accumulation(toy, 5).run()
     assert toy.engine._pool.nbytes == frames * SPARE_SLOTS * slot_bytes(layout(), True)
-    buffers = len(toy.engine._returns._ends.inbox._free)
+    buffers = len(toy.engine._returns.ends.inbox._free)
     toy.close()
     return arrived, buffers
 

@@ -286,7 +286,7 @@ def _limits(rank: int, directory: Path) -> int:
         toy.engine.return_gradients()
         assert [r.layer for r in toy.collect_gradients()] == [3, 3, 5, 5, 9, 9]
     toy.close()
-    return len(toy.engine._returns._ends.inbox._free)
+    return len(toy.engine._returns.ends.inbox._free)
 
 
 def test_the_byte_limit_covers_slots_and_returning_gradients(tmp_path: Path) -> None:
@@ -305,7 +305,8 @@ def test_ranks_with_different_arguments_are_told() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"training": True}, "give a peer group"),
+        ({"training": True}, "give add_gradients"),
+        ({"training": True, "add_gradients": print}, "give a peer group"),
         ({"topology": Topology(4, 2)}, "serves one node only"),
         ({}, "give a host cache, a peer group or both"),
         ({"rank": 2}, "rank 2 is not one of the group's 2"),
