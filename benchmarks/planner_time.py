@@ -194,7 +194,7 @@ def scaling() -> Iterator[Point]:
     runs: list[Callable[[], object]] = []
     for problem in problems.values():
         runs += [partial(_plan_alone, problem), partial(_plan_over_time, problem)]
-    fastest = _fastest(runs, rounds=5)
+    fastest = _fastest(runs, rounds=15)
     taken = zip(fastest[::2], fastest[1::2], strict=True)
     for ((axis, value), problem), (alone, over_time) in zip(problems.items(), taken, strict=True):
         yield Point(axis, value, ALONE, _microseconds(problem, alone))
@@ -216,7 +216,7 @@ def _microseconds(problem: StageProblem, seconds: float) -> float:
     return 1e6 * seconds / float(micro_steps * layers)
 
 
-def _fastest(runs: list[Callable[[], object]], rounds: int = 9) -> list[float]:
+def _fastest(runs: list[Callable[[], object]], rounds: int = 50) -> list[float]:
     """Processor seconds of each run, the fastest of ``rounds`` taken in turns."""
     seconds = [inf] * len(runs)
     for _ in range(rounds):
