@@ -87,9 +87,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=int, default=1, metavar="N", help="nodes the ranks are on (default 1)"
     )
     parser.add_argument(
-        "--spare-slots", type=int, default=1, metavar="R", help="replicas per rank and layer"
+        "--spare-slots",
+        type=int,
+        default=1,
+        metavar="R",
+        help="replicas per rank and layer (default 1)",
     )
-    parser.add_argument("--sequences-per-micro-step", type=int, default=8, metavar="S")
+    parser.add_argument(
+        "--sequences-per-micro-step",
+        type=int,
+        default=8,
+        metavar="S",
+        help="of the whole group (default 8)",
+    )
     parser.add_argument(
         "--schedule",
         choices=["file", "packed"],
@@ -121,7 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--homes",
         choices=["contiguous", "step"],
         default="contiguous",
-        help="where experts live: as frameworks shard them, or chosen for this load",
+        help="where experts live: as frameworks shard them, or chosen for this load "
+        "(default contiguous)",
     )
     parser.add_argument(
         "--target",
