@@ -32,7 +32,9 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         folder = Path(name)
         recorded = None if options.timeline is None else folder / TIMELINE
         with ExitStack() as stack:
-            with console.status("starting the daemon"):
+            with console.status(
+                "starting the daemon; the first time its kernels are compiled, in a minute"
+            ):
                 daemon = stack.enter_context(Daemon(folder, recorded))
             steps = _train(options, folder, daemon, console)
         if options.timeline is not None and recorded is not None:
