@@ -1,16 +1,16 @@
 """``foremoe demo``: the main job, on real processes."""
 
 import argparse
-import signal
 import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from foremoe.commands.outputs import check_writable
 from foremoe.commands.report import require_report
 from foremoe.demo.options import DemoOptions
+from foremoe.demo.signals import interrupt_at_end_signals
 from foremoe.integrations.versions import check_version
+from foremoe.outputs import check_writable
 
 _HELP = {
     "ranks": "training processes: 2, 4 or 8",
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = {name: getattr(options, name) for name in _HELP}
     DemoOptions(**chosen)  # refused before a file is touched
     check_writable(**{name: getattr(options, name) for name in _FILES})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end daemon and ranks too
+    interrupt_at_end_signals()
     with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as folder:
         if options.html is not None and options.timeline is None:
             chosen["timeline"] = Path(folder) / "timeline.json"

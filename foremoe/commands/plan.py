@@ -47,11 +47,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from foremoe.commands.outputs import check_writable, write_json
 from foremoe.commands.plan_tables import comparison, table
 from foremoe.commands.report import require_report
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
+from foremoe.outputs import check_writable, write_json
 from foremoe.planner.archive import save_plans
 from foremoe.planner.cost import CostModel
 from foremoe.planner.figures import estimates, figures, statistics, timed_plans

@@ -35,9 +35,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from foremoe.commands.outputs import check_writable, write_json
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import load_trace
+from foremoe.outputs import check_writable, write_json
 from foremoe.simulation.cluster import Machine, machine
 from foremoe.simulation.contest import CONTESTANTS, IDEAL, UNBALANCED
 from foremoe.simulation.step import (

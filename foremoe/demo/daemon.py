@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from foremoe.client.controller import ControllerClient
+from foremoe.demo.signals import die_with_parent
 from foremoe.errors import DemoError, UnavailableError
 
 START_SECONDS = 240.0
@@ -33,6 +34,7 @@ class Daemon:
                 [sys.executable, "-m", "foremoe", "serve", "--socket", socket, *self._options],
                 stdout=log,
                 stderr=log,
+                preexec_fn=die_with_parent,
             )
         deadline = time.monotonic() + START_SECONDS
         while not self._answers():

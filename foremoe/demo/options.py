@@ -52,6 +52,10 @@ class DemoOptions:
             )
         if self.steps < 1:
             raise InvalidInputError(f"--steps {self.steps}: needs at least 1")
+        if not 1 <= self.router_skew <= 1e3:
+            raise InvalidInputError(
+                f"--router-skew {self.router_skew}: must lie in [1, 1000]; 1 is an even start"
+            )
         if self.seed < 0:
             raise InvalidInputError(f"--seed {self.seed}: must not be negative")
         if not 1 <= self.spare_slots <= self.experts - self.experts // self.ranks:

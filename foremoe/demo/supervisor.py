@@ -1,6 +1,5 @@
 """Starts daemon and ranks as processes, shows progress, ends all of them whatever happens."""
 
-import json
 import multiprocessing
 import queue
 import signal
@@ -8,6 +7,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import ExitStack
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from foremoe.demo.daemon import Daemon
 from foremoe.demo.options import TIMELINE, DemoOptions
 from foremoe.demo.report import describe, summarise
+from foremoe.demo.signals import die_with_supervisor, end_signals_held, end_signals_ignored
 from foremoe.errors import DemoError, ForemoeError
+from foremoe.outputs import write_json
 from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 
 SILENCE_SECONDS = 300.0
@@ -45,7 +47,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     report = summarise(options, steps)
     console.print(describe(report))
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.json, report)
         console.print(f"figures of every step: {options.json}")
     return report
 
@@ -55,6 +57,8 @@ def _train(
 ) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["foremoe.demo.rank_main"])  # once for all ranks
+    with end_signals_ignored():  # by the fork server and the tracker of semaphores
+        forkserver.ensure_running()
     events: Any = context.Queue()
     processes = [
         context.Process(
@@ -66,7 +70,7 @@ def _train(
         for rank in range(options.ranks)
     ]
     try:
-        with console.status("starting the ranks"):
+        with console.status("starting the ranks"), end_signals_held():
             _start(processes)
         steps = _follow(options, processes, events, daemon, console)
         for process in processes:
@@ -112,6 +116,8 @@ def _follow(
                 steps.append(event)
                 text = f"step {len(steps)}/{options.steps}, reward {event['reward']:.2f}"
                 progress.update(bar, advance=1, description=text)
+                if not console.is_terminal:
+                    console.print(text)
     return steps
 
 
@@ -138,6 +144,7 @@ def _rank_process(rank: int, options: DemoOptions, folder: Path, address: str, e
     from foremoe.demo.rank_main import rank_main  # only here: torch takes seconds to import
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor ends the ranks
+    die_with_supervisor()
     try:
         rank_main(rank, options, folder, address, events.put)
         return

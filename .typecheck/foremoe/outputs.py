@@ -1,0 +1,1 @@
+../../foremoe/outputs.py
