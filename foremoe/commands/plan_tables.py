@@ -1,6 +1,6 @@
 """The tables that ``foremoe plan`` prints."""
 
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -46,9 +46,10 @@ def comparison(records: list[dict[str, Any]]) -> Table:
     """All policies, one line for each."""
     rows = Table(title=_title(records[0]))
     estimated = records[0]["model"] is not None
-    columns = ["policy", "imbalance", "p99", "max", "above bound", "copies", "planning"]
+    columns = ["policy", "imbalance", "p99", "max", "gap", "copies", "planning"]
     for name in [*columns, "stage"] if estimated else columns:
-        rows.add_column(name, justify="left" if name == "policy" else "right")
+        justify: Literal["left", "right"] = "left" if name == "policy" else "right"
+        rows.add_column(name, justify=justify, overflow="fold")
     before = records[0]["imbalance_before"]
     rows.add_row(
         "before",

@@ -191,7 +191,7 @@ def _table(options: argparse.Namespace, simulated: Machine, outcomes: list[Outco
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("policy", no_wrap=True)
+    table.add_column("policy")  # wraps, so that no figure is cut
     for heading in ("recompute", "update", "speedup", "of ideal", "imbalance", "exposed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for outcome in outcomes:
