@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,22 +43,24 @@ def alive(pids: set[int]) -> set[int]:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def demo() -> Iterator[subprocess.Popen[str]]:
     """The command, in a session of its own, as a terminal would have it."""
-    process = subprocess.Popen(
-        COMMAND,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**ENV, "TMPDIR": str(tmp_path)},
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        for pid in alive(descendants(process.pid) | {process.pid}):
-            os.kill(pid, signal.SIGKILL)
-        process.communicate()
+    with (
+        tempfile.TemporaryDirectory() as folder,  # the test's own is too deep for a socket
+        subprocess.Popen(
+            COMMAND,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**ENV, "TMPDIR": folder},
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            for pid in alive(descendants(process.pid) | {process.pid}):
+                os.kill(pid, signal.SIGKILL)
 
 
 def wait_for_processes(process: subprocess.Popen[str], count: int) -> set[int]:

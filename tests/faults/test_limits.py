@@ -79,7 +79,7 @@ def test_without_memory_a_request_is_refused_and_a_stage_runs_unplanned(
             submit(client, 1, Stage.UPDATE, 2000)
         assert client.status().stored_bytes == before
         assert len(client.status().steps[0].stages) == 1
-        with pytest.raises(NotReadyError, match="has plans for 0 of 400 micro-steps"):
+        with pytest.raises(NotReadyError, match="broke off after 0 of 400 micro-steps"):
             plan(client, 2, micro_steps=400)
         plan(client, 3, micro_steps=1)
         for step in (1, 2, 3):

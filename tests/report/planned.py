@@ -16,19 +16,21 @@ from tests.foresight.test_trace import write
 
 CHARTS = ["imbalance", "heatmap", "frontier", "traffic", "timeline-update", "planning"]
 LAYERS, RANKS, EXPERTS = 3, 4, 8
+REPEATS = 100  # of each sequence's tokens
 
 
 def routing() -> dict[str, NDArray[Any]]:
-    """48 sequences that favour an expert of their own."""
+    """48 sequences that favour an expert of their own, long enough for replicas to pay."""
     generator = np.random.default_rng(3)
     ids = []
     for _ in range(48):
         heat = generator.dirichlet(np.full(EXPERTS, 0.6), LAYERS)
         noise = generator.gumbel(size=(24, LAYERS, EXPERTS))
-        ids.append(np.argsort(-(np.log(heat + 1e-9) + noise), axis=-1)[..., :2].astype(np.uint8))
+        chosen = np.argsort(-(np.log(heat + 1e-9) + noise), axis=-1)[..., :2].astype(np.uint8)
+        ids.append(np.tile(chosen, (REPEATS, 1, 1)))
     return {
         "experts": np.concatenate(ids),
-        "offsets": np.arange(49) * 24,
+        "offsets": np.arange(49) * 24 * REPEATS,
         "num_experts": np.array(EXPERTS),
     }
 
