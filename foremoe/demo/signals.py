@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
@@ -43,24 +42,23 @@ def die_with_supervisor() -> None:
 def end_signals_held() -> Iterator[None]:
     """They arrive after the block: a process that is half started cannot be ended cleanly."""
     arrived: list[int] = []
-    with _handled(lambda number, _: arrived.append(number)):
-        yield
-    for number in arrived[:1]:
-        signal.raise_signal(signal.Signals(number))
-
-
-@contextmanager
-def end_signals_ignored() -> Iterator[None]:
-    """Processes started inside ignore them too; a terminal sends them to all of a job's."""
-    with _handled(signal.SIG_IGN):
-        yield
-
-
-@contextmanager
-def _handled(handler: Any) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in ENDING}
+    before = {
+        number: signal.signal(number, lambda one, _: arrived.append(one)) for number in ENDING
+    }
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(signal.Signals(arrived[0]))
+
+
+@contextmanager
+def end_signals_blocked() -> Iterator[None]:
+    """Processes started inside never get them; a terminal sends them to all of a job's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from foremoe.demo.daemon import Daemon
 from foremoe.demo.options import TIMELINE, DemoOptions
 from foremoe.demo.report import describe, summarise
-from foremoe.demo.signals import die_with_supervisor, end_signals_held, end_signals_ignored
+from foremoe.demo.signals import die_with_supervisor, end_signals_blocked, end_signals_held
 from foremoe.errors import DemoError, ForemoeError
 from foremoe.outputs import write_json
 from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
@@ -57,7 +57,7 @@ def _train(
 ) -> list[dict[str, Any]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["foremoe.demo.rank_main"])  # once for all ranks
-    with end_signals_ignored():  # by the fork server and the tracker of semaphores
+    with end_signals_blocked():  # by the fork server and the tracker of semaphores
         forkserver.ensure_running()
     events: Any = context.Queue()
     processes = [
