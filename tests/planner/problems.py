@@ -1,8 +1,11 @@
 """Hypothesis strategies for planning problems, ordinary and degenerate."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from foremoe.planner.problem import StageProblem, Topology
 
@@ -39,6 +42,16 @@ def problems(
         spare_slots=draw(st.integers(0, 3)),
         target=draw(st.sampled_from([None, 1.0, 1.02, 1.1, 1.5, 1e300])),
     )
+
+
+def pairs_by_node(
+    problem: StageProblem,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Of each micro-step the pairs ``[L, nodes, E]``, and 1.25 times the mean rank's ``[L]``."""
+    for load in problem.load:
+        layers, ranks, experts = load.shape
+        origin = load.reshape(layers, problem.topology.nodes, -1, experts).sum(axis=2)
+        yield origin, origin.sum(axis=(1, 2)) * 5 // (4 * ranks) + 1
 
 
 def skewed_problem(

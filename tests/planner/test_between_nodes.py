@@ -13,7 +13,7 @@ from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan, placed_tokens
 from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import StageProblem, Topology
-from tests.planner.problems import problems
+from tests.planner.problems import pairs_by_node, problems
 
 HOME = np.array([[0, 0, 1, 1, 2, 2, 3, 3]], np.int32)  # four ranks, two nodes
 
@@ -97,13 +97,15 @@ def crossing(plan: Plan, ranks_per_node: int = 8) -> tuple[int, int]:
 @given(problems())
 def test_replicas_cross_nodes_and_bring_nobody_above_the_threshold(problem: StageProblem) -> None:
     topology, home = problem.topology, problem.home
-    for load in problem.load:
-        layers, ranks, experts = load.shape
-        origin = load.reshape(layers, topology.nodes, -1, experts).sum(axis=2)
-        weight = origin.sum(axis=1)
-        threshold = weight.sum(axis=1) * 5 // (4 * ranks) + 1
+    for origin, threshold in pairs_by_node(problem):
+        weight, layers = origin.sum(axis=1), len(origin)
         expert, quota = between_nodes(
-            origin, home, threshold, np.ones(layers, np.int64), ranks, problem.spare_slots
+            origin,
+            home,
+            threshold,
+            np.ones(layers, np.int64),
+            topology.ranks,
+            problem.spare_slots,
         )
         layer, rank, slot = np.nonzero(expert >= 0)
         owner = home[layer, expert[layer, rank, slot]]

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from foremoe.planner.inside_nodes import inside_nodes
 from foremoe.planner.plan import placed_tokens
 from foremoe.planner.problem import StageProblem
-from tests.planner.problems import problems
+from tests.planner.problems import pairs_by_node, problems
 
 HOME = np.array([[0, 0, 1, 1, 2, 2, 3, 3]], np.int32)  # four ranks, two nodes
 NOTHING = np.full((1, 4, 1), -1, np.int32)
@@ -56,12 +56,9 @@ def test_a_threshold_out_of_reach_changes_nothing() -> None:
 @given(problems())
 def test_reached_layers_are_at_the_threshold_and_others_as_they_were(problem: StageProblem) -> None:
     topology, home = problem.topology, problem.home
-    for load in problem.load:
-        layers, ranks, experts = load.shape
-        origin = load.reshape(layers, topology.nodes, -1, experts).sum(axis=2)
-        weight = origin.sum(axis=1)
-        threshold = weight.sum(axis=1) * 5 // (4 * ranks) + 1
-        expert = np.full((layers, ranks, problem.spare_slots), -1, np.int32)
+    for origin, threshold in pairs_by_node(problem):
+        weight, layers = origin.sum(axis=1), len(origin)
+        expert = np.full((layers, topology.ranks, problem.spare_slots), -1, np.int32)
         quota = np.zeros(expert.shape, np.int64)
         worth = np.ones(layers, np.int64)
         reached = inside_nodes(origin, weight, home, threshold, worth, expert, quota)
