@@ -7,8 +7,11 @@ the ``throughput`` of each path in bytes per second of the stage's micro-steps.
 
 import argparse
 import json
+import os
+import select
 import signal
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from rich.console import Console
@@ -74,15 +77,16 @@ def as_json(status: RuntimeStatus) -> dict[str, object]:
 
 
 def _watch(client: ControllerClient, console: Console, options: argparse.Namespace) -> int:
-    wake = threading.Event()
-    signal.signal(signal.SIGWINCH, lambda *_: wake.set())  # draw anew at once
     screen = Screen(client.status(), options.ep_group, fit=True)
-    with Live(screen, console=console, screen=True, auto_refresh=False) as live:
+    with (
+        _resizes() as resized,
+        Live(screen, console=console, screen=True, auto_refresh=False) as live,
+    ):
         try:
             while True:
                 live.refresh()
-                wake.wait(options.interval)
-                wake.clear()
+                if select.select([resized], [], [], options.interval)[0]:
+                    os.read(resized, 4096)
                 try:
                     screen = Screen(client.status(), options.ep_group, fit=True)
                 except UnavailableError as error:
@@ -90,3 +94,19 @@ def _watch(client: ControllerClient, console: Console, options: argparse.Namespa
                 live.update(screen)
         except KeyboardInterrupt:
             return 0
+
+
+@contextmanager
+def _resizes() -> Iterator[int]:
+    """A descriptor that is readable after a signal: one just before a wait would not end it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    handler = signal.signal(signal.SIGWINCH, lambda *_: None)  # not the default: ignored
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGWINCH, handler)
+        os.close(reader)
+        os.close(writer)
