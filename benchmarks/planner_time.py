@@ -22,7 +22,12 @@ from foremoe.vocabulary import Stage
 
 TARGET = 1.02
 ALONE, OVER_TIME = "alone", "over time"
-COST = cost_model(model_preset("qwen3-30b-a3b"), cluster_preset("h100"), Stage.UPDATE)
+COSTS = {
+    "by time": cost_model(model_preset("qwen3-30b-a3b"), cluster_preset("h100"), Stage.UPDATE),
+    "by time, large experts": cost_model(
+        model_preset("deepseek-v3"), cluster_preset("h100"), Stage.UPDATE
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ def timings() -> Iterator[Timing]:
         for nodes in dict.fromkeys((1, workload.load.shape[2] // 8)):
             cases.append(("best", pose(workload, "contiguous", 1, None, nodes)))
             cases.append((f"{TARGET:g}", pose(workload, "contiguous", 1, TARGET, nodes)))
-        cases.append(("by time", replace(pose(workload, "contiguous", 1, None), cost=COST)))
+        for aim, cost in COSTS.items():
+            cases.append((aim, replace(pose(workload, "contiguous", 1, None), cost=cost)))
     fastest = _fastest([partial(_plan_alone, problem) for _, problem in cases])
     for (aim, problem), seconds in zip(cases, fastest, strict=True):
         ranks, experts = problem.load.shape[2:]
@@ -104,18 +110,19 @@ def parts() -> Iterator[Part]:
 def _parts_alone(problem: StageProblem) -> Iterator[Part]:
     topology, home = problem.topology, problem.home
     ranks, slots = topology.ranks, problem.spare_slots
-    total = [load.sum(axis=1) for load in problem.load]
+    origins = [topology.by_node(load) for load in problem.load]
+    total = [origin.sum(axis=1) for origin in origins]
     bound = [lower_bound(tokens, home, ranks, slots) for tokens in total]
     goal = [goal_tokens(tokens, ranks, TARGET) for tokens in total]
-    asked = list(zip(problem.load, bound, goal, strict=True))
-    placed = [choose(load, home, least, aim, topology, slots) for load, least, aim in asked]
+    asked = list(zip(origins, bound, goal, strict=True))
+    placed = [choose(origin, home, least, aim, topology, slots) for origin, least, aim in asked]
     chosen = list(zip(problem.load, placed, strict=True))
     plans = list(PLANNED["foremoe"](problem))
     work: dict[str, Callable[[], object]] = {
-        "sum over sources": lambda: [load.sum(axis=1) for load in problem.load],
+        "sum over sources": lambda: [topology.by_node(load) for load in problem.load],
         "lower bound": lambda: [lower_bound(tokens, home, ranks, slots) for tokens in total],
         "replicas and quotas": lambda: [
-            choose(load, home, least, aim, topology, slots) for load, least, aim in asked
+            choose(origin, home, least, aim, topology, slots) for origin, least, aim in asked
         ],
         "split by source": lambda: [
             split_by_source(load, home, replicas, quota, ranks)
@@ -155,7 +162,7 @@ def stage_timings() -> Iterator[StageTiming]:
     problem = stage_problem(layers=48)
     for aim, asked in (
         (f"{TARGET:g}", problem),
-        ("by time", replace(problem, target=None, cost=COST)),
+        ("by time", replace(problem, target=None, cost=COSTS["by time"])),
     ):
         first, whole = _fastest(
             [partial(_first_over_time, asked), partial(_plan_over_time, asked)], 3

@@ -5,6 +5,9 @@ the layer, a grouped GEMM's time for one more active expert, and dispatch. So ea
 to each of a few targets, priced as far as it is known before the split
 (``foremoe.planner.pricing``), and the first of the fastest is split and priced in full. A layer
 that replicas do not speed up stays without.
+
+On one node a layer is done with the first target whose copies are hidden and whose grouped GEMM
+takes at most 2% longer than that of even ranks with one replica each: there is little to gain.
 """
 
 import numpy as np
@@ -21,14 +24,16 @@ from foremoe.planner.split import split_by_source
 
 # (target, whether pairs that then stay in their node pay for copies), on one node and on several
 ONE_NODE = ((None, True), (1.02, True), (1.1, True))
+NEAR_IDEAL = 50  # within a 50th
 NODES = ((1.02, True), (None, False), (1.05, False), (1.2, False))
 
 
 def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel) -> Plan:
     """Plan one micro-step's ``load [L, P, E]`` of a stage by its estimated time."""
     topology, home, slots = problem.topology, problem.home, problem.spare_slots
-    bound = lower_bound(load.sum(axis=1), home, topology.ranks, slots)
-    replica_expert, quota = fastest_replicas(load, home, bound, topology, slots, cost)
+    origin = topology.by_node(load)
+    bound = lower_bound(origin.sum(axis=1), home, topology.ranks, slots)
+    replica_expert, quota = fastest_replicas(origin, home, bound, topology, slots, cost)
     tokens = split_by_source(load, home, replica_expert, quota, topology.ranks_per_node)
     plan = Plan(home, load, replica_expert, tokens, bound)
     undo_slower(plan, topology.ranks_per_node, cost)
@@ -42,7 +47,7 @@ def undo_slower(plan: Plan, ranks_per_node: int, cost: CostModel) -> None:
 
 
 def fastest_replicas(
-    load: NDArray[np.int64],
+    origin: NDArray[np.int64],
     home: NDArray[np.int32],
     bound: NDArray[np.int64],
     topology: Topology,
@@ -51,25 +56,43 @@ def fastest_replicas(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Replicas int32 and quotas int64 ``[L, P, R]``, as far as time is known before the split.
 
-    load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. bound: int64 ``[L]``, the certificate.
+    origin: int64 ``[L, N, E]``, pairs that originate in each node. home: int32 ``[L, E]``.
+    bound: int64 ``[L]``, the certificate.
     """
-    ranks, width = topology.ranks, topology.ranks_per_node
-    prices = cost.prices
-    origin = load.reshape(len(load), topology.nodes, width, -1).sum(axis=2)
+    ranks, prices = topology.ranks, cost.prices
     expert_tokens = origin.sum(axis=1)
-    replica_expert = np.full((len(load), ranks, spare_slots), -1, np.int32)
-    quota = np.zeros((len(load), ranks, spare_slots), np.int64)
-    time = placed_picoseconds(origin, home, replica_expert, quota, prices)
+    replica_expert = np.full((len(home), ranks, spare_slots), -1, np.int32)
+    quota = np.zeros((len(home), ranks, spare_slots), np.int64)
+    time = placed_picoseconds(origin, home, replica_expert, quota, prices).sum(axis=1)
+    rest = np.arange(len(home))
     for target, keep_near in ONE_NODE if topology.nodes == 1 else NODES:
-        goal = goal_tokens(expert_tokens, ranks, target)
+        goal = goal_tokens(expert_tokens[rest], ranks, target)
         other_expert, other_quota = choose(
-            load, home, bound, goal, topology, spare_slots, keep_near
+            origin[rest], home[rest], bound[rest], goal, topology, spare_slots, keep_near
         )
-        other_time = placed_picoseconds(origin, home, other_expert, other_quota, prices)
-        faster = other_time < time
-        replica_expert[faster], quota[faster] = other_expert[faster], other_quota[faster]
-        time[faster] = other_time[faster]
+        parts = placed_picoseconds(origin[rest], home[rest], other_expert, other_quota, prices)
+        other_time = parts.sum(axis=1)
+        faster = other_time < time[rest]
+        replica_expert[rest[faster]], quota[rest[faster]] = (
+            other_expert[faster],
+            other_quota[faster],
+        )
+        time[rest[faster]] = other_time[faster]
+        if topology.nodes == 1:
+            rest = rest[~_near_ideal(parts, expert_tokens[rest], ranks, cost)]
+            if not rest.size:
+                break
     return replica_expert, quota
+
+
+def _near_ideal(
+    parts: NDArray[np.int64], expert_tokens: NDArray[np.int64], ranks: int, cost: CostModel
+) -> NDArray[np.bool_]:
+    """Whether another target could gain but little, of ``parts [L, 3]``: ``[L]``."""
+    experts = expert_tokens.shape[1] // ranks + 1
+    ideal = cost.launch + experts * cost.intercept + expert_tokens.sum(axis=1) // ranks * cost.pair
+    near: NDArray[np.bool_] = (parts[:, 0] - ideal <= ideal // NEAR_IDEAL) & (parts[:, 2] == 0)
+    return near
 
 
 def time_saved(

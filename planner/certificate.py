@@ -37,7 +37,8 @@ class Certificate:
 
 def certificate(plan: Plan, ranks_per_node: int) -> Certificate:
     """The certificate of every layer of a plan."""
-    at_home, computed = _rank_tokens(plan.load, plan.home, plan.replica_expert, plan.replica_tokens)
+    quota = plan.replica_tokens.sum(axis=1)
+    at_home, computed = _rank_tokens(plan.load.sum(axis=1), plan.home, plan.replica_expert, quota)
     layers, ranks = at_home.shape
     node_tokens = at_home.reshape(layers, ranks // ranks_per_node, ranks_per_node).sum(axis=2)
     return Certificate(
@@ -50,28 +51,23 @@ def certificate(plan: Plan, ranks_per_node: int) -> Certificate:
 
 @kernel
 def _rank_tokens(
-    load: NDArray[np.int64],
+    expert_tokens: NDArray[np.int64],
     home: NDArray[np.int32],
     replica_expert: NDArray[np.int32],
-    replica_tokens: NDArray[np.int64],
+    quota: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs each rank would compute without replicas, and computes: ``[L, P]`` both."""
-    layers, ranks, experts = load.shape
+    layers, ranks, slots = quota.shape
     at_home = np.zeros((layers, ranks), np.int64)
+    computed = np.zeros((layers, ranks), np.int64)
     for layer in range(layers):
-        weight = np.zeros(experts, np.int64)
-        for source in range(ranks):
-            for expert in range(experts):
-                weight[expert] += load[layer, source, expert]
-        for expert in range(experts):
-            at_home[layer, home[layer, expert]] += weight[expert]
-    computed = at_home.copy()
-    for layer in range(layers):
-        for source in range(ranks):
-            for rank in range(ranks):
-                for slot in range(replica_expert.shape[2]):
-                    tokens = replica_tokens[layer, source, rank, slot]
-                    if tokens:
-                        computed[layer, rank] += tokens
-                        computed[layer, home[layer, replica_expert[layer, rank, slot]]] -= tokens
+        for expert in range(home.shape[1]):
+            at_home[layer, home[layer, expert]] += expert_tokens[layer, expert]
+        for rank in range(ranks):
+            computed[layer, rank] += at_home[layer, rank]
+            for slot in range(slots):
+                tokens = quota[layer, rank, slot]
+                if tokens:
+                    computed[layer, rank] += tokens
+                    computed[layer, home[layer, replica_expert[layer, rank, slot]]] -= tokens
     return at_home, computed

@@ -28,10 +28,11 @@ from foremoe.planner.split import split_by_source
 def plan_micro_step(problem: StageProblem, load: NDArray[np.int64], target: float | None) -> Plan:
     """Plan one micro-step's ``load [L, P, E]`` of a stage, to ``target``."""
     ranks, slots = problem.topology.ranks, problem.spare_slots
-    expert_tokens = load.sum(axis=1)
+    origin = problem.topology.by_node(load)
+    expert_tokens = origin.sum(axis=1)
     bound = lower_bound(expert_tokens, problem.home, ranks, slots)
     goal = goal_tokens(expert_tokens, ranks, target)
-    replica_expert, quota = choose(load, problem.home, bound, goal, problem.topology, slots)
+    replica_expert, quota = choose(origin, problem.home, bound, goal, problem.topology, slots)
     return Plan(
         home=problem.home,
         load=load,
@@ -44,7 +45,7 @@ def plan_micro_step(problem: StageProblem, load: NDArray[np.int64], target: floa
 
 
 def choose(
-    load: NDArray[np.int64],
+    origin: NDArray[np.int64],
     home: NDArray[np.int32],
     bound: NDArray[np.int64],
     goal: NDArray[np.int64],
@@ -52,27 +53,28 @@ def choose(
     spare_slots: int,
     keep_near: bool = True,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Replicas int32 and quotas int64 ``[L, P, R]`` of ``load [L, P, E]``.
+    """Replicas int32 and quotas int64 ``[L, P, R]``.
 
+    origin: int64 ``[L, N, E]``, pairs that originate in each node. home: int32 ``[L, E]``.
     bound: int64 ``[L]``, the certificate. goal: int64 ``[L]``, pairs on the busiest rank that
     suffice; 0 asks for the best balance. keep_near: whether pairs that then stay in their node
     pay for copies across nodes.
     """
     ranks = topology.ranks
-    expert_tokens = load.sum(axis=1)
+    expert_tokens = origin.sum(axis=1)
     if topology.nodes == 1:
         return choose_replicas(expert_tokens, home, bound, goal, ranks, spare_slots)
     replica_expert, quota, reached = _by_level(
-        load, home, np.maximum(bound, goal), topology, spare_slots, keep_near
+        origin, home, np.maximum(bound, goal), ranks, spare_slots, keep_near
     )
     if not reached.all():
         rest = ~reached
-        load, home, expert_tokens = load[rest], home[rest], expert_tokens[rest]
+        origin, home, expert_tokens = origin[rest], home[rest], expert_tokens[rest]
         flat, flat_quota = choose_replicas(
             expert_tokens, home, bound[rest], goal[rest], ranks, spare_slots
         )
         threshold = placed_tokens(expert_tokens, home, flat, flat_quota).max(axis=1)
-        expert, pairs, reached = _by_level(load, home, threshold, topology, spare_slots, keep_near)
+        expert, pairs, reached = _by_level(origin, home, threshold, ranks, spare_slots, keep_near)
         choice = reached[:, None, None]
         replica_expert[rest] = np.where(choice, expert, flat)
         quota[rest] = np.where(choice, pairs, flat_quota)
@@ -80,16 +82,14 @@ def choose(
 
 
 def _by_level(
-    load: NDArray[np.int64],
+    origin: NDArray[np.int64],
     home: NDArray[np.int32],
     threshold: NDArray[np.int64],
-    topology: Topology,
+    ranks: int,
     spare_slots: int,
     keep_near: bool,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
     """Replicas and quotas ``[L, P, R]``, and which layers reach ``threshold [L]``."""
-    layers, ranks, experts = load.shape
-    origin = load.reshape(layers, topology.nodes, topology.ranks_per_node, experts).sum(axis=2)
     expert_tokens = origin.sum(axis=1)
     total = expert_tokens.sum(axis=1)
     worth = np.maximum(total // isqrt(ranks * origin[0].size), 1) if keep_near else total + 1

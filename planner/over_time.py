@@ -176,7 +176,7 @@ class _Slots:
             return
         home, weight = self.problem.home[layers], self.weight[layers, row]
         wanted, quota = choose(
-            self.problem.load[micro_step][layers],
+            self.problem.topology.by_node(self.problem.load[micro_step][layers]),
             home,
             self.bound[layers, row],
             self.threshold[layers, row],
@@ -200,7 +200,7 @@ class _Slots:
         if not layers.size:
             return
         wanted, quota = fastest_replicas(
-            problem.load[micro_step][layers],
+            problem.topology.by_node(problem.load[micro_step][layers]),
             problem.home[layers],
             self.bound[layers, row],
             problem.topology,

@@ -29,6 +29,16 @@ class Prices(NamedTuple):
     far_move: int
 
 
+class Traffic(NamedTuple):
+    """Pairs of each rank, int64 ``[P]`` each; near is within its node, itself included."""
+
+    own: NDArray[np.int64]
+    sent: NDArray[np.int64]
+    received: NDArray[np.int64]
+    near_sent: NDArray[np.int64]
+    near_received: NDArray[np.int64]
+
+
 @kernel
 def layer_picoseconds(
     load: NDArray[np.int64],
@@ -44,42 +54,34 @@ def layer_picoseconds(
     load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. replica_expert, copied: ``[L, P, R]``, the
     replicas and which of them are copies. replica_tokens: int64 ``[L, P_source, P, R]``.
     """
-    layers, ranks, experts = load.shape
-    slots = replica_expert.shape[2]
+    layers, ranks, slots = replica_expert.shape
     result = np.zeros((layers, 2, 3), np.int64)
     for layer in range(layers):
-        flow = np.zeros((ranks, ranks), np.int64)
-        weight = np.zeros(experts, np.int64)
-        sent = np.zeros(ranks, np.int64)
-        received = np.zeros(ranks, np.int64)
-        for source in range(ranks):
-            for expert in range(experts):
-                count = load[layer, source, expert]
-                weight[expert] += count
-                sent[source] += count
-                flow[source, home[layer, expert]] += count
-        for expert in range(experts):
-            received[home[layer, expert]] += weight[expert]
+        traffic = Traffic(
+            np.zeros(ranks, np.int64),
+            np.zeros(ranks, np.int64),
+            np.zeros(ranks, np.int64),
+            np.zeros(ranks, np.int64),
+            np.zeros(ranks, np.int64),
+        )
+        weight = _send_home(load[layer], home[layer], ranks_per_node, traffic)
         quota = np.zeros((ranks, slots), np.int64)
         result[layer, 0, 0] = _compute_time(
             weight, home[layer], replica_expert[layer], quota, prices
         )
-        result[layer, 0, 1] = _dispatch_time(flow, sent, received, ranks_per_node, prices)
-        for rank in range(ranks):
-            for slot in range(slots):
-                expert = replica_expert[layer, rank, slot]
-                if expert >= 0:
-                    for source in range(ranks):
-                        count = replica_tokens[layer, source, rank, slot]
-                        quota[rank, slot] += count
-                        flow[source, home[layer, expert]] -= count
-                        flow[source, rank] += count
-                    received[home[layer, expert]] -= quota[rank, slot]
-                    received[rank] += quota[rank, slot]
+        result[layer, 0, 1] = _dispatch_time(traffic, prices)
+        _redirect(
+            replica_tokens[layer],
+            replica_expert[layer],
+            home[layer],
+            ranks_per_node,
+            traffic,
+            quota,
+        )
         result[layer, 1, 0] = _compute_time(
             weight, home[layer], replica_expert[layer], quota, prices
         )
-        result[layer, 1, 1] = _dispatch_time(flow, sent, received, ranks_per_node, prices)
+        result[layer, 1, 1] = _dispatch_time(traffic, prices)
         result[layer, 1, 2] = _exposed_time(
             weight, home[layer], replica_expert[layer], quota, copied[layer], ranks_per_node, prices
         )
@@ -94,7 +96,7 @@ def placed_picoseconds(
     quota: NDArray[np.int64],
     prices: Prices,
 ) -> NDArray[np.int64]:
-    """A layer's time as far as it is known before the split: int64 ``[L]``; all are copies.
+    """Compute, dispatch and exposed copies before the split: int64 ``[L, 3]``; all are copies.
 
     origin: int64 ``[L, N, E]``, pairs that originate in each node. home: int32 ``[L, E]``.
     replica_expert, quota: ``[L, P, R]``. In place of the split, a node serves as many of its own
@@ -104,7 +106,7 @@ def placed_picoseconds(
     layers, nodes, experts = origin.shape
     _, ranks, slots = quota.shape
     width = ranks // nodes
-    result = np.zeros(layers, np.int64)
+    result = np.zeros((layers, 3), np.int64)
     for layer in range(layers):
         weight = origin[layer].sum(axis=0)
         served = np.zeros((nodes, experts), np.int64)
@@ -116,14 +118,14 @@ def placed_picoseconds(
                 if expert >= 0:
                     served[rank // width, expert] += quota[layer, rank, slot]
                     served[home[layer, expert] // width, expert] -= quota[layer, rank, slot]
-        result[layer] = _compute_time(
+        result[layer, 0] = _compute_time(
             weight, home[layer], replica_expert[layer], quota[layer], prices
         )
-        result[layer] += _unsplit_dispatch_time(
+        result[layer, 1] = _unsplit_dispatch_time(
             origin[layer], served, home[layer], replica_expert[layer], quota[layer], prices
         )
         copied = replica_expert[layer] >= 0
-        result[layer] += _exposed_time(
+        result[layer, 2] = _exposed_time(
             weight, home[layer], replica_expert[layer], quota[layer], copied, width, prices
         )
     return result
@@ -178,7 +180,7 @@ def _unsplit_dispatch_time(
             if quota[rank, slot] > 0:
                 expert, node = replica_expert[rank, slot], rank // width
                 kept = min(origin[node, expert], served[node, expert])
-                stays = quota[rank, slot] * kept // served[node, expert]
+                stays = _share(quota[rank, slot], kept, served[node, expert])
                 near[rank] += stays
                 far[rank] += quota[rank, slot] - stays
                 left[node, expert] -= quota[rank, slot]
@@ -189,7 +191,7 @@ def _unsplit_dispatch_time(
             sent += origin[node, expert] - kept
             owner = home[expert]
             if owner // width == node and left[node, expert] > 0:
-                stays = left[node, expert] * kept // served[node, expert]
+                stays = _share(left[node, expert], kept, served[node, expert])
                 near[owner] += stays
                 far[owner] += left[node, expert] - stays
         slowest = max(slowest, sent // width * prices.far_pair)
@@ -200,29 +202,91 @@ def _unsplit_dispatch_time(
 
 
 @part
-def _dispatch_time(
-    flow: NDArray[np.int64],
-    sent: NDArray[np.int64],
-    received: NDArray[np.int64],
+def _share(pairs: int, kept: int, served: int) -> int:
+    """``pairs * kept // served``, mostly without the slow division."""
+    return pairs if kept == served else pairs * kept // served
+
+
+@part
+def _send_home(
+    load: NDArray[np.int64], home: NDArray[np.int32], ranks_per_node: int, traffic: Traffic
+) -> NDArray[np.int64]:
+    """Add every pair's way home, of ``load [P, E]`` and ``home [E]``; pairs per expert ``[E]``."""
+    ranks, experts = load.shape
+    weight = np.zeros(experts, np.int64)
+    node_pairs = np.zeros(experts, np.int64)  # that originate in one node
+    inside = np.zeros(experts, np.int64)  # 1 where the home is in that node
+    for start in range(0, ranks, ranks_per_node):
+        end = start + ranks_per_node
+        for expert in range(experts):
+            node_pairs[expert] = 0
+            inside[expert] = 1 if start <= home[expert] < end else 0
+        for source in range(start, end):
+            pairs = load[source]
+            sent, near = 0, 0
+            for expert in range(experts):
+                node_pairs[expert] += pairs[expert]
+                sent += pairs[expert]
+                near += pairs[expert] * inside[expert]
+            traffic.sent[source] = sent
+            traffic.near_sent[source] = near
+        for expert in range(experts):
+            owner = home[expert]
+            weight[expert] += node_pairs[expert]
+            traffic.received[owner] += node_pairs[expert]
+            if inside[expert]:
+                traffic.own[owner] += load[owner, expert]
+                traffic.near_received[owner] += node_pairs[expert]
+    return weight
+
+
+@part
+def _redirect(
+    replica_tokens: NDArray[np.int64],
+    replica_expert: NDArray[np.int32],
+    home: NDArray[np.int32],
     ranks_per_node: int,
-    prices: Prices,
-) -> int:
-    """Of pairs ``[P_source, P]`` and their sums ``[P]``: the slowest rank and link class."""
-    ranks = len(flow)
+    traffic: Traffic,
+    quota: NDArray[np.int64],
+) -> None:
+    """Send ``replica_tokens [P_source, P, R]`` to the replicas instead; their sums to ``quota``."""
+    ranks, slots = replica_expert.shape
+    for source in range(ranks):
+        start = source // ranks_per_node * ranks_per_node
+        for rank in range(ranks):
+            for slot in range(slots):
+                count = replica_tokens[source, rank, slot]
+                if count == 0:
+                    continue
+                owner = home[replica_expert[rank, slot]]
+                quota[rank, slot] += count
+                traffic.received[rank] += count
+                traffic.received[owner] -= count
+                if start <= rank < start + ranks_per_node:
+                    traffic.near_sent[source] += count
+                    traffic.near_received[rank] += count
+                if start <= owner < start + ranks_per_node:
+                    traffic.near_sent[source] -= count
+                    traffic.near_received[owner] -= count
+                if source == rank:
+                    traffic.own[rank] += count
+                if source == owner:
+                    traffic.own[owner] -= count
+
+
+@part
+def _dispatch_time(traffic: Traffic, prices: Prices) -> int:
+    """Of the slowest rank and link class."""
     slowest = 0
-    for rank in range(ranks):
-        own = flow[rank, rank]
-        near_sent, near_received = -own, -own
-        start = rank // ranks_per_node * ranks_per_node
-        for other in range(start, start + ranks_per_node):
-            near_sent += flow[rank, other]
-            near_received += flow[other, rank]
-        far = max(sent[rank] - near_sent, received[rank] - near_received) - own
+    for rank in range(len(traffic.own)):
+        own = traffic.own[rank]
+        near = max(traffic.near_sent[rank], traffic.near_received[rank]) - own
+        far = max(
+            traffic.sent[rank] - traffic.near_sent[rank],
+            traffic.received[rank] - traffic.near_received[rank],
+        )
         slowest = max(
-            slowest,
-            own * prices.rank_pair,
-            max(near_sent, near_received) * prices.node_pair,
-            far * prices.far_pair,
+            slowest, own * prices.rank_pair, near * prices.node_pair, far * prices.far_pair
         )
     return prices.dispatch_latency + slowest
 

@@ -70,8 +70,8 @@ def placed_time(
     replicas: Replicas,
     topology: Topology,
     cost: CostModel,
-) -> int:
-    """A layer's time before the split, of ``origin[node][expert]`` pairs."""
+) -> list[int]:
+    """A layer's parts before the split, of ``origin[node][expert]`` pairs."""
     width = topology.ranks_per_node
     weight = [sum(row[e] for row in origin) for e in range(len(home))]
     hosts = [[(rank, quota) for rank, held in enumerate(replicas) for f, quota in held if f == e]
@@ -95,8 +95,8 @@ def placed_time(
         max(count // width * cost.far_pair for count in sent),
     )
     placed_slots = [[(expert, quota, True) for expert, quota in held] for held in replicas]
-    return (
-        compute_time(weight, home, replicas, cost)
-        + slowest
-        + exposed_time(weight, home, placed_slots, topology, cost)
-    )
+    return [
+        compute_time(weight, home, replicas, cost),
+        slowest,
+        exposed_time(weight, home, placed_slots, topology, cost),
+    ]

@@ -36,6 +36,14 @@ class Topology:
     def node_of(self, rank: int) -> int:
         return rank // self.ranks_per_node
 
+    def by_node(self, load: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs that originate in each node: ``[L, P, E]`` -> int64 ``[L, N, E]``."""
+        layers, _, experts = load.shape
+        pairs: NDArray[np.int64] = load.reshape(
+            layers, self.nodes, self.ranks_per_node, experts
+        ).sum(axis=2)
+        return pairs
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StageProblem:

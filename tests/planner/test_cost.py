@@ -63,7 +63,7 @@ def test_kernels_equal_the_reference(problem: StageProblem, cost: CostModel) -> 
             plan.load, plan.home, plan.replica_expert, plan.replica_tokens, copied, width,
             cost.prices,
         )  # fmt: skip
-        origin = plan.load.reshape(len(plan.load), topology.nodes, width, -1).sum(axis=2)
+        origin = topology.by_node(plan.load)
         quota = plan.replica_tokens.sum(axis=1)
         placed = placed_picoseconds(origin, plan.home, plan.replica_expert, quota, cost.prices)
         for layer, home in enumerate(plan.home.tolist()):
@@ -90,7 +90,7 @@ def test_kernels_equal_the_reference(problem: StageProblem, cost: CostModel) -> 
                 pricing_reference.dispatch_time(flow, topology, cost),
                 pricing_reference.exposed_time(weight, home, copies, topology, cost),
             ]
-            assert placed[layer] == pricing_reference.placed_time(
+            assert placed[layer].tolist() == pricing_reference.placed_time(
                 origin[layer].tolist(), home, replicas, topology, cost
             )
 
