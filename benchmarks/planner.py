@@ -18,7 +18,13 @@ from rich.console import Console
 
 from benchmarks import planner_cases, planner_time
 from benchmarks.planner_aims import balance_aims, copy_aims, node_aims, time_aims
-from benchmarks.planner_tables import balance_tables, copy_tables, node_tables, time_tables
+from benchmarks.planner_tables import (
+    balance_tables,
+    copy_tables,
+    node_tables,
+    order_tables,
+    time_tables,
+)
 from benchmarks.record import Record
 from foremoe.demo.machine import describe_machine
 from foremoe.planner.policies import warm_up
@@ -41,12 +47,15 @@ def main() -> None:
         balance = list(planner_cases.balance())
     with console.status("copies"):
         over_time = list(planner_cases.over_time())
+    with console.status("order"):
+        orders = list(planner_cases.orders())
     with console.status("frontier"):
         frontier = list(planner_cases.frontier())
     with console.status("nodes"):
         nodes = list(planner_cases.nodes())
     lines = [f"Machine: {describe_machine()}.", ""]
     lines += balance_tables(balance) + copy_tables(over_time, frontier)
+    lines += order_tables(orders)
     lines += node_tables(nodes) + time_tables(timings, stages, parts, points)
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines))
@@ -64,6 +73,7 @@ def main() -> None:
             "aims": [{**asdict(aim), "reached": aim.reached} for aim in aims],
             "balance": [asdict(figure) for figure in balance],
             "over_time": [asdict(figure) for figure in over_time],
+            "orders": [{"order": order, **asdict(figure)} for order, figure in orders],
             "frontier": [asdict(figure) for figure in frontier],
             "nodes": [asdict(figure) for pair in nodes for figure in pair],
             "microseconds": [asdict(timing) for timing in timings],

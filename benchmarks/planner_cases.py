@@ -1,15 +1,24 @@
 """What the planner's benchmark plans: balance, copies, their frontier, and several nodes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
 
 from benchmarks.planner_figures import KEEP, Figure, measure
 from benchmarks.planner_loads import drawn, recorded
+from foremoe.planner.order import similar_order
 
 TARGETS = (1.005, 1.01, 1.02, 1.03, 1.05, 1.10)
 SLOTS = (1, 2, 4)
 WAYS = {"foremoe": "alone", KEEP: "keeping what is there", "resident": "over time"}
 PEERS = ("lpt-homes", "eplb-history", "eplb-oracle", "greedy", "alias")
-NODE_PEERS = ("eplb-history", "eplb-oracle", "greedy", "greedy-in-node", "alias", "alias-in-node")
+NODE_PEERS = tuple(
+    peer + where
+    for peer in ("eplb-history", "eplb-oracle", "greedy", "alias")
+    for where in ("", "-in-node")
+)
+ORDERS = ("as recorded", "shuffled", "similar")
 
 
 def balance() -> Iterator[Figure]:
@@ -32,6 +41,22 @@ def over_time() -> Iterator[Figure]:
             for slots in SLOTS:
                 for policy in WAYS:
                     yield measure(workload, homes, policy, slots, 1.02)
+
+
+def orders() -> Iterator[tuple[str, Figure]]:
+    """Copies over time at target 1.02, by the order of the micro-steps; contiguous homes."""
+    for ranks in (8, 16):
+        workload = recorded(ranks)
+        micro_steps = len(workload.load)
+        places = {
+            ORDERS[0]: np.arange(micro_steps),
+            ORDERS[1]: np.random.default_rng(0).permutation(micro_steps),
+            ORDERS[2]: similar_order(workload.load.sum(axis=2), np.zeros(micro_steps, np.int32)),
+        }
+        for slots in SLOTS:
+            for order, place in places.items():
+                moved = replace(workload, load=workload.load[place])
+                yield order, measure(moved, "contiguous", "resident", slots, 1.02)
 
 
 def frontier() -> Iterator[Figure]:

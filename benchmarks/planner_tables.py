@@ -1,7 +1,7 @@
 """The planner's figures as tables in Markdown."""
 
 from benchmarks.planner_aims import balance_aims, copy_aims, node_aims, time_aims
-from benchmarks.planner_cases import PEERS, SLOTS, TARGETS, WAYS
+from benchmarks.planner_cases import ORDERS, PEERS, SLOTS, TARGETS, WAYS
 from benchmarks.planner_figures import Figure, only
 from benchmarks.planner_time import ALONE, OVER_TIME, Part, Point, StageTiming, Timing
 from benchmarks.table import aims_table, rows
@@ -70,6 +70,21 @@ def copy_tables(over_time: list[Figure], frontier: list[Figure]) -> list[str]:
         ],
     )
     return lines
+
+
+def order_tables(figures: list[tuple[str, Figure]]) -> list[str]:
+    """Copies by the order of the micro-steps."""
+    cases: dict[tuple[str, int], dict[str, Figure]] = {}
+    for order, figure in figures:
+        cases.setdefault((figure.workload, figure.spare_slots), {})[order] = figure
+    lines = ["### Order of micro-steps", ""]
+    return lines + rows(
+        ["copies over time at target 1.02", "R", *ORDERS],
+        [
+            [workload, str(slots), *(f"{found[order].copies:.3f}" for order in ORDERS)]
+            for (workload, slots), found in cases.items()
+        ],
+    )
 
 
 def node_tables(pairs: list[tuple[Figure, Figure]]) -> list[str]:

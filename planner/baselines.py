@@ -72,14 +72,29 @@ def lpt_homes(problem: StageProblem) -> Iterator[Plan]:
 def eplb_oracle(problem: StageProblem) -> Iterator[Plan]:
     """EPLB that knows the load it plans for: homes and replicas placed anew each time."""
     for load in problem.load:
-        yield _eplb(problem, load, load.sum(axis=1))
+        yield _eplb(problem, load, load.sum(axis=1), problem.topology.ranks)
+
+
+def eplb_oracle_in_node(problem: StageProblem) -> Iterator[Plan]:
+    """The same in each node by itself: experts and replicas stay where copies are cheap."""
+    for load in problem.load:
+        yield _eplb(problem, load, load.sum(axis=1), problem.topology.ranks_per_node)
 
 
 def eplb_history(problem: StageProblem) -> Iterator[Plan]:
     """EPLB from the load of all micro-steps before, which is what it has in practice."""
+    yield from _eplb_from_the_past(problem, problem.topology.ranks)
+
+
+def eplb_history_in_node(problem: StageProblem) -> Iterator[Plan]:
+    """The same in each node by itself."""
+    yield from _eplb_from_the_past(problem, problem.topology.ranks_per_node)
+
+
+def _eplb_from_the_past(problem: StageProblem, width: int) -> Iterator[Plan]:
     past = np.zeros_like(problem.load[0].sum(axis=1))
     for load in problem.load:
-        yield _eplb(problem, load, past)
+        yield _eplb(problem, load, past, width)
         past = past + load.sum(axis=1)
 
 
@@ -184,12 +199,22 @@ def _pair(layer: Layer, ranks: range) -> None:
         closed.add(receiver)
 
 
-def _eplb(problem: StageProblem, load: NDArray[np.int64], known: NDArray[np.int64]) -> Plan:
-    """Place from the ``known`` load ``[L, E]``, then share the real one equally among the hosts."""
+def _eplb(
+    problem: StageProblem, load: NDArray[np.int64], known: NDArray[np.int64], width: int
+) -> Plan:
+    """Place from the ``known`` load ``[L, E]``, then share the real one equally among the hosts.
+
+    Every ``width`` ranks keep their experts among themselves.
+    """
     home = np.zeros_like(problem.home)
     layers = []
-    for row, weight in enumerate(known.tolist()):
-        home[row], hosted = _eplb_layer(problem, weight)
+    for row, weight in enumerate(known):
+        hosted: list[list[int]] = []
+        for start in range(0, problem.topology.ranks, width):
+            (own,) = np.nonzero(problem.home[row] // width == start // width)
+            placed, held = _eplb_layer(weight[own].tolist(), width, problem.spare_slots)
+            home[row, own] = np.array(placed) + start
+            hosted += [own[experts].tolist() for experts in held]
         layer = _layer(problem, load, home, row)
         hosts = [1] * len(weight)
         for experts in hosted:
@@ -202,14 +227,16 @@ def _eplb(problem: StageProblem, load: NDArray[np.int64], known: NDArray[np.int6
     return _plan(problem, load, home, layers)
 
 
-def _eplb_layer(problem: StageProblem, weight: list[int]) -> tuple[list[int], list[list[int]]]:
+def _eplb_layer(
+    weight: list[int], ranks: int, spare_slots: int
+) -> tuple[list[int], list[list[int]]]:
     """Replicate where the load per host is highest, then pack all instances, heaviest first.
 
     An expert's first instance takes a home slot, the others spare slots.
     """
-    ranks, experts = problem.topology.ranks, len(weight)
+    experts = len(weight)
     hosts = [1] * experts
-    for _ in range(ranks * problem.spare_slots):
+    for _ in range(ranks * spare_slots):
         candidates = [e for e in range(experts) if hosts[e] < ranks and weight[e] > 0]
         if not candidates:
             break
@@ -225,7 +252,7 @@ def _eplb_layer(problem: StageProblem, weight: list[int]) -> tuple[list[int], li
                 free = [
                     rank
                     for rank in range(ranks)
-                    if len(hosted[rank]) < problem.spare_slots
+                    if len(hosted[rank]) < spare_slots
                     and home[expert] != rank
                     and expert not in hosted[rank]
                 ]

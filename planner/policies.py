@@ -54,7 +54,9 @@ POLICIES: dict[str, Policy] = {
     "resident": resident,
     "lpt-homes": baselines.lpt_homes,
     "eplb-history": baselines.eplb_history,
+    "eplb-history-in-node": baselines.eplb_history_in_node,
     "eplb-oracle": baselines.eplb_oracle,
+    "eplb-oracle-in-node": baselines.eplb_oracle_in_node,
     "greedy": baselines.greedy,
     "greedy-in-node": baselines.greedy_in_node,
     "alias": baselines.alias,
@@ -62,7 +64,7 @@ POLICIES: dict[str, Policy] = {
 }
 
 # Policies that leave every expert at its home: what a running job can follow.
-HOME_POLICIES = tuple(n for n in POLICIES if n not in ("lpt-homes", "eplb-history", "eplb-oracle"))
+HOME_POLICIES = tuple(n for n in POLICIES if not n.startswith(("lpt-", "eplb-")))
 
 
 def warm_up(names: Iterable[str] = POLICIES) -> None:

@@ -5,6 +5,7 @@ kernels, yet every plan equals theirs byte for byte. Start at ``plan_layer``.
 """
 
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 from math import floor
 
 from foremoe.planner.problem import Topology
@@ -309,6 +310,40 @@ def exchange_homes(
             return home
         one, two = best
         home[one], home[two] = home[two], home[one]
+
+
+def short_path(micro_steps: list[list[list[int]]]) -> list[int]:
+    """The order of a mini-batch of ``micro_steps[m][l][e]`` pairs, as ``foremoe.planner.order``."""
+    shares = []
+    for layers in micro_steps:
+        scales = [(sum(tokens) >> 31) + 1 for tokens in layers]
+        shares.append(
+            [
+                count // scale * 4096 // max(sum(tokens) // scale, 1)
+                for tokens, scale in zip(layers, scales, strict=True)
+                for count in tokens
+            ]
+        )
+
+    def distance(one: int, other: int) -> int:
+        return sum((x - y) ** 2 for x, y in zip(shares[one], shares[other], strict=True))
+
+    def length(path: list[int]) -> int:
+        return sum(distance(*pair) for pair in pairwise(path))
+
+    given = list(range(len(shares)))
+    path, left = given[:1], given[1:]
+    while left:
+        path.append(min(left, key=lambda point: (distance(path[-1], point), point)))
+        left.remove(path[-1])
+    shortened = True
+    while shortened:
+        shortened = False
+        for start, end in combinations(given, 2):
+            other = path[:start] + path[start : end + 1][::-1] + path[end + 1 :]
+            if length(other) < length(path):
+                path, shortened = other, True
+    return path if length(path) < length(given) else given
 
 
 def goal_tokens(total: int, ranks: int, target: float | None) -> int:

@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import ConflictError, InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
-from foremoe.planner import packing, policies, step_homes
+from foremoe.planner import order, packing, policies, step_homes
 from foremoe.rpc.address import Address, TcpAddress, UnixAddress, parse_address
 from foremoe.rpc.channel import KEEPALIVE_SECONDS
 from foremoe.runtime.access import Access
@@ -77,6 +77,7 @@ def warm_up(policy: str) -> None:
     log.info("preparing the planner's kernels; the first time after an installation takes a while")
     policies.warm_up([policy])
     packing.warm_up()
+    order.warm_up()
     step_homes.warm_up()
     for dtype in ID_DTYPES:  # what arrives on the wire is read-only, another type to numba
         ids = np.zeros((1, 1, 1), dtype)

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError, UnknownError
-from foremoe.planner.packing import PackingProblem, propose_schedule, rank_pairs
+from foremoe.planner.order import MOST_MICRO_STEPS, compared_layers, similar_order
+from foremoe.planner.packing import Packing, PackingProblem, propose_schedule, rank_pairs
 from foremoe.rpc.proposal import ProposalRequest, ScheduleProposal
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.schedule import MicroStepSchedule, check_schedule
@@ -42,8 +43,11 @@ class ProposalJob:
         sequences, ranks, layers = len(self.sequences), self.group.ranks, len(self.rows)
         pair_bytes = 16 * sequences * ranks * layers
         bin_bytes = 32 * (sequences + ranks) * layers
+        compared = len(compared_layers(layers, self.group.num_experts)) * self.group.num_experts
+        order_bytes = 24 * sequences * compared + 8 * min(sequences, MOST_MICRO_STEPS) ** 2
         home_bytes = 16 * layers * self.group.num_experts
-        return pair_bytes + bin_bytes + home_bytes + sequences * SEQUENCE_OVERHEAD_BYTES
+        overhead = sequences * SEQUENCE_OVERHEAD_BYTES
+        return pair_bytes + bin_bytes + order_bytes + home_bytes + overhead
 
     def propose(self) -> ScheduleProposal:
         """Pack; raises InvalidInputError when a sequence or the packing is too long."""
@@ -67,14 +71,25 @@ class ProposalJob:
                 request.attention,
             )
         )
+        packed = packing.micro_steps()
         micro_steps = tuple(
             MicroStepSchedule(
-                int(mini_batch), [[self.sequence_ids[index] for index in held] for held in ranks]
+                int(packing.mini_batch[place]),
+                [[self.sequence_ids[index] for index in held] for held in packed[place]],
             )
-            for mini_batch, ranks in zip(packing.mini_batch, packing.micro_steps(), strict=True)
+            for place in self._order(packing)
         )
         check_schedule(micro_steps, group.ranks)
         return ScheduleProposal(micro_steps, packing.cost, packing.length_only_cost, packing.bound)
+
+    def _order(self, packing: Packing) -> NDArray[np.int64]:
+        """Micro-steps with alike loads in a row, within their mini-batch."""
+        rows = self.rows[compared_layers(len(self.rows), self.group.num_experts)]
+        shape = len(packing.mini_batch), len(rows), self.group.num_experts
+        tokens = np.zeros(shape, np.int64)
+        for micro_step, sequence in zip(packing.micro_step, self.sequences, strict=True):
+            tokens[micro_step] += sequence.histogram[rows]
+        return similar_order(tokens, packing.mini_batch)
 
 
 def proposal_job(request: ProposalRequest, group: EpGroup, step: Step) -> ProposalJob:

@@ -58,6 +58,7 @@ from foremoe.planner.figures import estimates, figures, statistics, timed_plans
 from foremoe.planner.home_moves import homes_that_pay
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
+from foremoe.planner.order import compared_layers, similar_order
 from foremoe.planner.packing import (
     UNLIMITED,
     AttentionCost,
@@ -76,6 +77,7 @@ from foremoe.progress import working
 from foremoe.vocabulary import Stage
 
 DEFAULT_CLUSTER = "h100"
+ORDER = {"file": "given", "packed": "similar"}  # by schedule
 EXAMPLE = "foremoe plan gpt_oss_20b.npz --ranks 8 --spare-slots 2 --policy all"
 
 
@@ -119,6 +121,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("ALPHA", "BETA"),
         help="with --schedule packed: a layer's other work on a sequence of t tokens, "
         "ALPHA t + BETA t^2 (token, expert) pairs (default 0 0)",
+    )
+    parser.add_argument(
+        "--order",
+        choices=["given", "similar"],
+        help="micro-steps as the schedule has them, or alike ones in a row, so that replicas stay "
+        "(default given, similar with --schedule packed)",
     )
     parser.add_argument(
         "--policy",
@@ -247,6 +255,8 @@ def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Pack
         raise InvalidInputError("--token-budget and --attention need --schedule packed")
     else:
         load = stage_load(histograms, args.ranks, args.sequences_per_micro_step)
+    if (args.order or ORDER[args.schedule]) == "similar":
+        load = load[_similar_order(load)]
     problem = StageProblem(
         load=load,
         home=home,
@@ -263,6 +273,13 @@ def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Pack
             home = step_homes(load.sum(axis=2), home, topology.ranks, topology.ranks_per_node)
         problem = dataclasses.replace(problem, home=home)
     return problem, packing
+
+
+def _similar_order(load: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the micro-steps of ``load [M, L, P, E]``, all of one mini-batch."""
+    _, layers, _, experts = load.shape
+    compared = load[:, compared_layers(layers, experts)].sum(axis=2)
+    return similar_order(compared, np.zeros(len(load), np.int32))
 
 
 def _packing(
@@ -326,6 +343,7 @@ def _common(
             args.sequences_per_micro_step if args.token_budget is None else None
         ),
         "schedule": args.schedule,
+        "order": args.order or ORDER[args.schedule],
         "token_budget": args.token_budget,
         "packing": packing
         and {

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from foremoe.planner.baselines import lpt
+from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.policies import POLICIES
 from foremoe.planner.problem import StageProblem
@@ -23,13 +24,17 @@ def test_baselines_give_valid_plans(policy: str, problem: StageProblem) -> None:
         validate(plan, load, problem.topology, problem.spare_slots)
 
 
-@pytest.mark.parametrize("policy", ["greedy-in-node", "alias-in-node"])
+CONFINED = [name for name in BASELINES if name.endswith("-in-node")]
+
+
+@pytest.mark.parametrize("policy", CONFINED)
 def test_confined_replicas_stay_in_their_node(policy: str) -> None:
-    for plan in POLICIES[policy](skewed_problem(0, 8, 2, 32, 2)):
+    for plan in list(POLICIES[policy](skewed_problem(0, 8, 2, 32, 2, micro_steps=2)))[1:]:
         assert plan.replicas() > 0
         layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
         owner = plan.home[layer, plan.replica_expert[layer, rank, slot]]
         assert np.array_equal(owner // 2, rank // 2)
+        assert np.array_equal(plan.home // 2, contiguous_homes(*plan.home.shape, 8) // 2)
 
 
 @pytest.mark.parametrize("policy", BASELINES)

@@ -13,7 +13,14 @@ from tests.planner.problems import problems, skewed_problem
 @given(problems())
 def test_no_plan_is_below_its_bounds(problem: StageProblem) -> None:
     width = problem.topology.ranks_per_node
-    for policy in ("foremoe", "greedy", "greedy-in-node", "alias-in-node", "none"):
+    for policy in (
+        "foremoe",
+        "greedy",
+        "greedy-in-node",
+        "alias-in-node",
+        "eplb-oracle-in-node",
+        "none",
+    ):
         for plan in POLICIES[policy](problem):
             found = certificate(plan, width)
             assert np.all(found.mean <= found.fixed_homes)
