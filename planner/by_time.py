@@ -63,7 +63,7 @@ def fastest_replicas(
     expert_tokens = origin.sum(axis=1)
     replica_expert = np.full((len(home), ranks, spare_slots), -1, np.int32)
     quota = np.zeros((len(home), ranks, spare_slots), np.int64)
-    time = placed_picoseconds(origin, home, replica_expert, quota, prices).sum(axis=1)
+    time = np.full(len(home), np.iinfo(np.int64).max)
     rest = np.arange(len(home))
     for target, keep_near in ONE_NODE if topology.nodes == 1 else NODES:
         goal = goal_tokens(expert_tokens[rest], ranks, target)
