@@ -16,6 +16,7 @@ docs/foresight.md says what each carrier's files hold. ``--json`` prints one obj
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,7 @@ from foremoe.foresight.model import MoeModel, load_model
 from foremoe.foresight.recording import Advance
 from foremoe.foresight.routing import Fault, Routing
 from foremoe.foresight.trace import save_trace
+from foremoe.limits import MAX_LAYERS, check_range
 
 _READERS = {
     "vllm": vllm.read,
@@ -102,14 +104,22 @@ def _routings(args: argparse.Namespace, advance: Advance) -> Iterator[Routing]:
         for path in args.files:
             yield from moe_patch.read(path, advance)
     elif args.carrier == "megatron":
-        if args.num_experts is None:
-            raise InvalidInputError("--num-experts: a Megatron router trace does not say it")
+        num_experts = _num_experts(args)
         for path in args.files:
-            yield from megatron.read(path, args.num_experts, advance, first_layer=args.first_layer)
+            yield from megatron.read(path, num_experts, advance, first_layer=args.first_layer)
     else:
         model = _model(args)
         for path in args.files:
             yield from _READERS[args.carrier](path, model, advance)
+
+
+def _num_experts(args: argparse.Namespace) -> int:
+    """All that a Megatron router trace does not say of the model."""
+    if args.num_experts is not None:
+        return int(args.num_experts)
+    if args.model is None:
+        raise InvalidInputError("--num-experts or --model: a Megatron router trace does not say it")
+    return load_model(args.model).num_experts
 
 
 def _model(args: argparse.Namespace) -> MoeModel:
@@ -119,6 +129,7 @@ def _model(args: argparse.Namespace) -> MoeModel:
         raise InvalidInputError(
             f"--from {args.carrier} needs --model, or --num-experts, --top-k and --num-layers"
         )
+    check_range(args.num_layers, 1, MAX_LAYERS, "--num-layers")
     layers = range(args.num_layers) if args.moe_layers is None else _layers(args.moe_layers)
     return MoeModel(args.num_experts, args.top_k, args.num_layers, tuple(layers))
 
@@ -127,8 +138,9 @@ def _layers(text: str) -> Iterator[int]:
     """``3-5,9`` as 3, 4, 5, 9."""
     for part in text.split(","):
         first, _, last = part.partition("-")
-        if not first.isdecimal() or not (last or first).isdecimal():
+        if not re.fullmatch("[0-9]{1,9}", first) or not re.fullmatch("[0-9]{1,9}", last or first):
             raise InvalidInputError(f"--moe-layers: expected ids like 3-60 or 1,3,5, got {text!r}")
+        check_range(int(last or first), 0, MAX_LAYERS - 1, "--moe-layers")
         yield from range(int(first), int(last or first) + 1)
 
 

@@ -16,8 +16,10 @@ def split_batch(
     """Name, ids ``[length, layers, top_k]`` and mask ``[length]`` of each sequence of a batch.
 
     Raises InvalidInputError, naming ``field``, unless ids are ``[batch, length, layers, top_k]``,
-    mask is ``[batch, length]``, and there is a name for each sequence.
+    mask holds numbers or booleans ``[batch, length]``, and there is a name for each sequence.
     """
+    if mask.dtype.kind not in "biuf":
+        raise InvalidInputError(f"{field}: expected a mask of numbers, got {mask.dtype}")
     if ids.ndim != 4 or mask.shape != ids.shape[:2] or len(sequences) != len(ids):
         raise InvalidInputError(
             f"{field}: expected [batch, length, layers, top_k] with a mask [batch, length] and "

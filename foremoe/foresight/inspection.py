@@ -20,7 +20,7 @@ from foremoe.planner.kernel import kernel
 RAW_DTYPES = tuple(np.dtype(name) for name in ("uint8", "uint16", "int8", "int16", "int32"))
 # With top_k 1 a zero may be a choice; so many in a row in one layer are taken for a fault.
 _TOP_1_ROWS = 32
-_MOST_TOKENS = 2**24  # of one sequence, as the daemon takes them
+MOST_TOKENS = 2**24  # of one sequence, as the daemon takes them
 
 
 def inspect(
@@ -52,8 +52,8 @@ def inspect(
         raise InvalidInputError(
             f"{where}: has {ids.shape[2]} experts per token, but the model's top_k is {model.top_k}"
         )
-    if not 0 <= start <= _MOST_TOKENS:
-        raise InvalidInputError(f"{where}: start must lie in [0, {_MOST_TOKENS}], got {start}")
+    if not 0 <= start <= MOST_TOKENS:
+        raise InvalidInputError(f"{where}: start must lie in [0, {MOST_TOKENS}], got {start}")
     if rows is not None and rows.shape != ids.shape[:1]:
         raise InvalidInputError(f"{where}: has {len(ids)} rows, its mask {list(rows.shape)}")
     positions = model.positions(ids.shape[1], where)
@@ -69,6 +69,19 @@ def inspect(
     return Routing(
         sequence, ids, model.num_experts, model.layers, told, start, faults, weight_versions
     )
+
+
+def check_rows(ids: NDArray[Any], tokens: int, start: int, where: str) -> None:
+    """Raises InvalidInputError unless ``ids`` has a row for each token from ``start`` but the last.
+
+    tokens: of prompt and output together.
+    """
+    rows, expected = ids.shape[0] if ids.ndim else 0, tokens - 1 - start
+    if rows != expected:
+        raise InvalidInputError(
+            f"{where}: expected {expected} rows for {tokens} tokens from token {start} on, "
+            f"got {rows}"
+        )
 
 
 def unfilled_tail(ids: NDArray[Any]) -> int:

@@ -17,7 +17,6 @@ Source: megatron/core/transformer/moe/router_trace.py of NVIDIA/Megatron-LM (mai
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.inspection import inspect
 from foremoe.foresight.model import MoeModel
+from foremoe.foresight.payload import nested_array
 from foremoe.foresight.recording import Advance, Record, read_records
 from foremoe.foresight.routing import Routing
 
@@ -74,13 +74,10 @@ def read(
 
 def _indices(record: Record) -> NDArray[np.int32]:
     """``top_indices`` as int32 ``[num_tokens, topk]``."""
-    rows: Any = record.content.get("top_indices")
-    try:
-        ids = np.array(rows, np.int32)
-    except (TypeError, ValueError, OverflowError):
-        ids = np.zeros(0, np.int32)
+    field = f"{record.where}: top_indices"
+    ids = nested_array(record.content.get("top_indices"), 2, field)
     if ids.shape != (record.integer("num_tokens"), record.integer("topk")):
         raise InvalidInputError(
-            f"{record.where}: top_indices: expected num_tokens rows of topk expert ids"
+            f"{field}: expected num_tokens rows of topk expert ids, got {list(ids.shape)}"
         )
     return ids

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from foremoe.errors import InvalidInputError
-from foremoe.limits import MAX_LAYERS, check_range
+from foremoe.limits import MAX_EXPERTS, MAX_LAYERS, check_range
 
 _Value = TypeVar("_Value", int, list[Any])
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
@@ -31,7 +31,9 @@ class MoeModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
-        if self.num_experts < 1 or not 1 <= self.top_k <= self.num_experts:
+        check_range(self.num_layers, 1, MAX_LAYERS, "model: num_layers")
+        check_range(self.num_experts, 1, MAX_EXPERTS, "model: num_experts")
+        if not 1 <= self.top_k <= self.num_experts:
             raise InvalidInputError(
                 f"model: top_k must lie in [1, num_experts], got {self.top_k} of {self.num_experts}"
             )
@@ -98,7 +100,7 @@ def load_model(path: Path) -> MoeModel:
 def _integer(config: Mapping[str, Any], names: Sequence[str], field: str) -> int:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int):
+        if type(value) is int:
             return value
     raise InvalidInputError(f"{field}: has none of {', '.join(names)} as an integer")
 

@@ -19,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.foresight.inspection import inspect
+from foremoe.foresight.inspection import MOST_TOKENS, inspect
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.recording import Advance, Record, read_records
 from foremoe.foresight.routing import Routing
+from foremoe.limits import check_range
 
 
 def decode(name: str, records: list[Record]) -> Routing:
@@ -43,6 +44,7 @@ def decode(name: str, records: list[Record]) -> Routing:
                 f"{first.where}, {sizes}"
             )
     num_experts, top_k, tokens = sizes
+    check_range(tokens, 0, MOST_TOKENS, f"{first.where}: tokens")
     model = MoeModel(num_experts, top_k, layers[-1] + 1, layers)
     ids = [spread(_counts(by_layer[layer], *sizes), tokens, top_k) for layer in layers]
     return inspect(name, np.stack(ids, axis=1), model, field="actual_assignments")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.inspection import inspect
 from foremoe.foresight.model import MoeModel
-from foremoe.foresight.payload import decode_base64, raw_array
+from foremoe.foresight.payload import decode_base64, nested_array, raw_array
 from foremoe.foresight.recording import Advance, Record, read_records
 from foremoe.foresight.routing import Routing
 
@@ -50,7 +50,7 @@ def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
             ids = _message_log(record)
         else:
             ids = _array(record.content.get(_FIELD), f"{record.where}: {_FIELD}")
-        yield inspect(record.sequence, ids, model)
+        yield inspect(record.sequence, ids, model, weight_versions=record.weight_versions)
 
 
 def _message_log(record: Record) -> NDArray[Any]:
@@ -68,7 +68,7 @@ def _array(payload: Any, field: str) -> NDArray[Any]:
     if isinstance(payload, np.ndarray):
         return payload
     if isinstance(payload, list):
-        return _nested(payload, field)
+        return nested_array(payload, 3, field)
     if not isinstance(payload, str):
         raise InvalidInputError(f"{field}: expected an {_MAGIC} string or a nested list")
     parts = payload.split(":", 3)
@@ -78,13 +78,3 @@ def _array(payload: Any, field: str) -> NDArray[Any]:
         )
     shape = [int(size) if re.fullmatch("[0-9]{1,9}", size) else -1 for size in parts[2].split("x")]
     return raw_array(decode_base64(parts[3], field), parts[1], shape, field, _DTYPES)
-
-
-def _nested(payload: list[Any], field: str) -> NDArray[Any]:
-    try:
-        ids = np.array(payload, np.int32)
-    except (TypeError, ValueError, OverflowError):
-        ids = np.zeros(0, np.int32)
-    if ids.ndim != 3:
-        raise InvalidInputError(f"{field}: expected integers nested as [tokens, layers, top_k]")
-    return ids

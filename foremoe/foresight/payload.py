@@ -69,6 +69,24 @@ def wire_array(payload: Any, field: str, dtypes: Sequence[str]) -> NDArray[Any]:
     return raw_array(data, payload["dtype"], payload["shape"], field, dtypes)
 
 
+def nested_array(payload: Any, dimensions: int, field: str) -> NDArray[np.int32]:
+    """Lists of integers in lists, ``dimensions`` deep, as an int32 array.
+
+    Raises InvalidInputError, naming ``field``, for another depth, lists of unlike length, and what
+    is no integer of 32 bits: neither text nor a number with a fraction is turned into one.
+    """
+    try:
+        array = np.array(payload)
+    except (TypeError, ValueError, OverflowError):
+        array = np.zeros(0)
+    if array.ndim == dimensions and array.dtype == np.int64:
+        ids = array.astype(np.int32)
+        if np.array_equal(ids, array):
+            return ids
+    axes = ", ".join(("tokens", "layers", "top_k")[:: 1 if dimensions == 3 else 2])
+    raise InvalidInputError(f"{field}: expected integers of 32 bits nested as [{axes}]")
+
+
 def npy_array(data: bytes, field: str) -> NDArray[Any]:
     """The bytes of an ``.npy`` file; raises InvalidInputError, naming ``field``, if they are none.
 

@@ -25,7 +25,9 @@ from foremoe.foresight.routing import Routing, Row
 _DTYPES = ("uint8", "uint16", "int16", "int32")
 
 
-def decode(sequence: str, payload: Any, model: MoeModel) -> Routing:
+def decode(
+    sequence: str, payload: Any, model: MoeModel, *, weight_versions: tuple[str, ...] = ()
+) -> Routing:
     """``RoutedExperts`` of one sample or of one turn, as a dict.
 
     Zero rows at the end are padding. Raises InvalidInputError naming sequence, field and layer.
@@ -39,7 +41,7 @@ def decode(sequence: str, payload: Any, model: MoeModel) -> Routing:
     tail = unfilled_tail(ids)
     if tail < len(ids):  # else nothing was captured at all, which is worth a word
         rows[len(ids) - tail :] = Row.PADDING
-    return inspect(sequence, ids, model, rows=rows, start=start)
+    return inspect(sequence, ids, model, rows=rows, start=start, weight_versions=weight_versions)
 
 
 def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
@@ -48,4 +50,5 @@ def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
     ``sequence`` may name the sequence; turns of one name are joined by their ``start``.
     """
     for record in read_records(path, advance):
-        yield decode(record.sequence, record.content.get("routed_experts"), model)
+        payload, versions = record.content.get("routed_experts"), record.weight_versions
+        yield decode(record.sequence, payload, model, weight_versions=versions)

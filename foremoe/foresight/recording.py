@@ -28,6 +28,18 @@ class Record:
         name = self.content.get("sequence")
         return self.where if name is None else f"{self.file}:{name}"
 
+    @property
+    def weight_versions(self) -> tuple[str, ...]:
+        """The policies that chose, oldest first: of ``weight_versions``, else ``weight_version``.
+
+        The former is a list of versions or of spans, objects with a ``version``.
+        """
+        spans, one = self.content.get("weight_versions"), self.content.get("weight_version")
+        if isinstance(spans, list):
+            versions = [span.get("version") if isinstance(span, dict) else span for span in spans]
+            return tuple(dict.fromkeys(map(str, versions)))
+        return () if one is None else (str(one),)
+
     def integer(self, name: str) -> int:
         """Raises InvalidInputError unless ``name`` is an integer of at least 0."""
         value = self.content.get(name)

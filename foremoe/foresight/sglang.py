@@ -2,10 +2,11 @@
 
 ``meta_info["routed_experts"]`` (``/generate``) is the base64 of raw C-order int32 without header or
 shape; its shape is ``[tokens - 1 - start, num_hidden_layers, top_k]`` of the model, where start is
-the request's ``routed_experts_start_len`` and tokens counts prompt and output. Every decoder layer
-is on the axis, dense ones as zeros; ids are logical; columns of fused shared experts are dropped.
-A layer of zeros among routing ones means that a pipeline stage did not report. ``weight_version``,
-or ``weight_versions`` for a request that ran across an update, says which policy chose.
+the request's ``routed_experts_start_len`` and tokens counts prompt and output. The OpenAI endpoints
+have the same in ``sglext.routed_experts`` of a response. Every decoder layer is on the axis, dense
+ones as zeros; ids are logical; columns of fused shared experts are dropped. A layer of zeros among
+routing ones means that a pipeline stage did not report. ``weight_version``, or ``weight_versions``
+for a request that ran across an update, says which policy chose.
 
 Source: python/sglang/srt/state_capturer/routed_experts.py and io_struct.py of sgl-project/sglang
 (0.5.23); slime and miles decode it alike.
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.foresight.inspection import inspect
+from foremoe.foresight.inspection import check_rows, inspect
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.payload import decode_base64
 from foremoe.foresight.recording import Advance, Record, read_records
@@ -44,11 +45,8 @@ def decode_array(
     """
     if routed_experts.ndim == 2 and routed_experts.shape[1] == model.num_layers * model.top_k:
         routed_experts = routed_experts.reshape(-1, model.num_layers, model.top_k)
-    if tokens is not None and len(routed_experts) != tokens - 1 - start:
-        raise InvalidInputError(
-            f"sequence {sequence!r}: {_FIELD}: expected {tokens - 1 - start} rows for {tokens} "
-            f"tokens from token {start} on, got {len(routed_experts)}"
-        )
+    if tokens is not None:
+        check_rows(routed_experts, tokens, start, f"sequence {sequence!r}: {_FIELD}")
     return inspect(
         sequence,
         routed_experts,
@@ -88,34 +86,30 @@ def decode(
 
 
 def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
-    """Routings of a file of ``/generate`` responses, JSON or JSONL.
+    """Routings of a file of responses, JSON or JSONL, of ``/generate`` or of the OpenAI endpoints.
 
     Beside the response's own fields a record may have ``sequence``, which names the sequence, and
     ``routed_experts_start_len``, as the request had it.
     """
     for record in read_records(path, advance):
-        meta = record.object("meta_info")
-        text = meta.content.get("routed_experts")
+        if "choices" in record.content:
+            held, meta = record.optional_object("sglext"), record.optional_object("metadata")
+            counts = record.optional_object("usage")
+        else:
+            held = meta = counts = record.object("meta_info")
+        text = None if held is None else held.content.get("routed_experts")
         if text is None:
             continue
         yield decode(
             record.sequence,
             text,
             model,
-            tokens=_tokens(meta),
+            tokens=None if counts is None else _tokens(counts),
             start=record.optional_integer("routed_experts_start_len") or 0,
-            weight_versions=_weight_versions(meta),
+            weight_versions=() if meta is None else meta.weight_versions,
         )
 
 
 def _tokens(meta: Record) -> int | None:
     prompt, output = (meta.optional_integer(f"{part}_tokens") for part in ("prompt", "completion"))
     return None if prompt is None or output is None else prompt + output
-
-
-def _weight_versions(meta: Record) -> tuple[str, ...]:
-    spans, one = meta.content.get("weight_versions"), meta.content.get("weight_version")
-    if isinstance(spans, list):
-        versions = [span.get("version") if isinstance(span, dict) else span for span in spans]
-        return tuple(dict.fromkeys(str(version) for version in versions))
-    return () if one is None else (str(one),)

@@ -27,13 +27,21 @@ from foremoe.foresight.routing import Routing, Row
 _DTYPES = ("uint8", "int16", "int32")
 
 
-def decode(sequence: str, payload: Any, model: MoeModel, *, start: int = 0) -> Routing:
+def decode(
+    sequence: str,
+    payload: Any,
+    model: MoeModel,
+    *,
+    start: int = 0,
+    weight_versions: tuple[str, ...] = (),
+) -> Routing:
     """``routed_experts`` of one response.
 
     start: the first row's token. Raises InvalidInputError naming sequence, field and layer.
     """
     where = f"sequence {sequence!r}: routed_experts"
-    return inspect(sequence, wire_array(payload, where, _DTYPES), model, start=start)
+    ids = wire_array(payload, where, _DTYPES)
+    return inspect(sequence, ids, model, start=start, weight_versions=weight_versions)
 
 
 def decode_batch(
@@ -65,4 +73,5 @@ def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
         return
     for record in read_records(path, advance):
         start = record.optional_integer("routed_experts_prompt_start") or 0
-        yield decode(record.sequence, record.content.get("routed_experts"), model, start=start)
+        payload, versions = record.content.get("routed_experts"), record.weight_versions
+        yield decode(record.sequence, payload, model, start=start, weight_versions=versions)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.errors import InvalidInputError
 from foremoe.foresight.batch import read_batch, split_batch
 from foremoe.foresight.inspection import inspect
 from foremoe.foresight.model import MoeModel
@@ -35,6 +36,11 @@ def decode(
     routed_experts: ``[length, layers, top_k]``; attention_mask: ``[length]``, nonzero for tokens.
     Raises InvalidInputError naming sequence, field and layer.
     """
+    if attention_mask.shape != routed_experts.shape[:1]:
+        raise InvalidInputError(
+            f"sequence {sequence!r}: routed_experts: is {list(routed_experts.shape)}, "
+            f"its attention_mask {list(attention_mask.shape)}"
+        )
     rows = np.where(attention_mask != 0, Row.PRESENT, Row.PADDING).astype(np.uint8)
     tokens = np.flatnonzero(attention_mask)
     if tokens.size and not routed_experts[tokens[-1]].any():

@@ -23,7 +23,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.foresight.inspection import inspect
+from foremoe.foresight.inspection import check_rows, inspect
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.payload import decode_base64, npy_array
 from foremoe.foresight.recording import Advance, Record, read_arrays, read_records
@@ -39,22 +39,26 @@ def decode_array(
     *,
     tokens: int | None = None,
     start: int = 0,
+    weight_versions: tuple[str, ...] = (),
 ) -> Routing:
     """``CompletionOutput.routed_experts`` of one sequence.
 
     tokens: prompt and output tokens together, to check the rows against. start: the request's
     ``routed_experts_prompt_start``. Raises InvalidInputError naming sequence, field and layer.
     """
-    if tokens is not None and len(routed_experts) != tokens - 1 - start:
-        raise InvalidInputError(
-            f"sequence {sequence!r}: {_FIELD}: expected {tokens - 1 - start} rows for {tokens} "
-            f"tokens from token {start} on, got {len(routed_experts)}"
-        )
-    return inspect(sequence, routed_experts, model, start=start)
+    if tokens is not None:
+        check_rows(routed_experts, tokens, start, f"sequence {sequence!r}: {_FIELD}")
+    return inspect(sequence, routed_experts, model, start=start, weight_versions=weight_versions)
 
 
 def decode(
-    sequence: str, text: str, model: MoeModel, *, tokens: int | None = None, start: int = 0
+    sequence: str,
+    text: str,
+    model: MoeModel,
+    *,
+    tokens: int | None = None,
+    start: int = 0,
+    weight_versions: tuple[str, ...] = (),
 ) -> Routing:
     """``choices[i].routed_experts`` of an HTTP response; otherwise as ``decode_array``."""
     where = f"sequence {sequence!r}: {_FIELD}"
@@ -63,14 +67,17 @@ def decode(
         raise InvalidInputError(
             f"{where}: expected [tokens, layers, top_k], got {list(array.shape)}"
         )
-    return decode_array(sequence, array, model, tokens=tokens, start=start)
+    return decode_array(
+        sequence, array, model, tokens=tokens, start=start, weight_versions=weight_versions
+    )
 
 
 def read(path: Path, model: MoeModel, advance: Advance) -> Iterator[Routing]:
     """Routings of a file of HTTP responses (JSON or JSONL), or of an npz with an array a sequence.
 
     Beside the response's own fields a record may have ``sequence``, which names the sequence (with
-    several choices, ``sequence/i``), and ``routed_experts_prompt_start``, as the request had it.
+    several choices, ``sequence/i``), ``routed_experts_prompt_start``, as the request had it, and,
+    as its choices may, ``weight_versions``.
     """
     if path.suffix in (".npz", ".npy"):
         for sequence, array in read_arrays(path, advance):
@@ -92,4 +99,5 @@ def _response(record: Record, model: MoeModel) -> Iterator[Routing]:
         if usage is not None and len(choices) == 1:
             tokens = usage.optional_integer("total_tokens")
         name = record.sequence if len(choices) == 1 else f"{record.sequence}/{index}"
-        yield decode(name, text, model, tokens=tokens, start=start)
+        versions = choice.weight_versions or record.weight_versions
+        yield decode(name, text, model, tokens=tokens, start=start, weight_versions=versions)

@@ -1,6 +1,7 @@
 """``foremoe convert``: every carrier's files become the trace that ``foremoe plan`` reads."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def sglang_http(folder: Path) -> Path:
     return jsonl(folder / "sglang.jsonl", [{"meta_info": meta} for meta in metas])
 
 
+def sglang_openai(folder: Path) -> Path:
+    """Of /v1/chat/completions: the extension beside the choices."""
+    one = {"choices": [{}], "sglext": {"routed_experts": sglang_text(ONE)}}
+    one |= {"usage": {"prompt_tokens": 2, "completion_tokens": 5}, "metadata": None}
+    two = {"choices": [{}], "sglext": {"routed_experts": sglang_text(TWO)}}
+    return jsonl(folder / "chat.jsonl", [one, {"choices": [{}]}, two])
+
+
 def verl_npz(folder: Path) -> Path:
     (one, mask), (two, other) = verl_batch(3, 4), verl_batch(2, 2)
     one[3:9], two[4:7] = all_layers(ONE), all_layers(TWO)
@@ -104,6 +113,7 @@ RECORDINGS = {
     "vllm turns": ("vllm", vllm_turns),
     "vllm arrays": ("vllm", vllm_arrays),
     "sglang": ("sglang", sglang_http),
+    "sglang, openai": ("sglang", sglang_openai),
     "verl": ("verl", verl_npz),
     "slime": ("slime", slime_npz),
     "nemo-rl": ("nemo-rl", nemo_jsonl),
@@ -186,9 +196,35 @@ def test_files_with_the_same_names_are_not_joined(tmp_path: Path) -> None:
     assert trace.offsets.tolist() == [0, 6, 9, 15, 18, 24, 27, 33, 36]
 
 
-def test_two_policies_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(sglang_http(tmp_path)), "-o", str(tmp_path / "t.npz"), *SHAPE]
-    assert main(["convert", "--from", "sglang", *arguments]) == 0
+def vllm_versions(folder: Path) -> Path:
+    """A choice that two policies made, and a response of one."""
+    choice = {"routed_experts": vllm_text(vllm_array(ONE)), "weight_versions": ["3", "3", "4"]}
+    other = {"choices": [{"routed_experts": vllm_text(vllm_array(TWO))}], "weight_version": 4}
+    return jsonl(folder / "vllm.jsonl", [{"choices": [choice]}, other])
+
+
+def versions_of(carrier: str) -> Callable[[Path], Path]:
+    """The same for carriers whose records are made by the framework, not the engine."""
+
+    def make(folder: Path) -> Path:
+        ids = [part.astype(np.int8 if carrier == "nemo-rl" else np.uint8) for part in (ONE, TWO)]
+        encode = nemo_text if carrier == "nemo-rl" else wire
+        records = [{"routed_experts": encode(part), "weight_version": 3} for part in ids]
+        return jsonl(folder / "v.jsonl", [records[0] | {"weight_versions": [3, 4]}, records[1]])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("carrier", "make"),
+    [("sglang", sglang_http), ("vllm", vllm_versions)]
+    + [(carrier, versions_of(carrier)) for carrier in ("nemo-rl", "skyrl", "prime-rl")],
+)
+def test_two_policies_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], carrier: str, make: Callable[[Path], Path]
+) -> None:
+    arguments = [str(make(tmp_path)), "-o", str(tmp_path / "t.npz"), *SHAPE]
+    assert main(["convert", "--from", carrier, *arguments]) == 0
     assert "several weight versions │ 1 sequences" in capsys.readouterr().out
 
 
@@ -199,6 +235,17 @@ def test_a_configuration_serves_as_shape(tmp_path: Path) -> None:
     options = ["--model", str(tmp_path / "config.json")]
     assert main(["convert", "--from", "sglang", *files, *options]) == 0
     assert load_trace(tmp_path / "t.npz").layer_ids == MODEL.layers
+    lines = jsonl(tmp_path / "m.jsonl", megatron_lines(ONE, 0, rank=0))
+    assert main(["convert", "--from", "megatron", str(lines), *files[1:], *options]) == 0
+    assert load_trace(tmp_path / "t.npz").num_experts == 16
+
+
+EXPERTS = ["--num-experts", "16"]
+MEGATRON = '{{"step": 0, "rank": 0, "layer": {}, "num_tokens": 1, "topk": 2, "top_indices": [{}]}}'
+PATCH = (
+    '{{"iteration": 0, "rank": 0, "layer": "layer_{}", "num_experts": 4, "top_k": 2, '
+    '"tokens": {}, "actual_assignments": [{}]}}'
+)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +261,17 @@ def test_a_configuration_serves_as_shape(tmp_path: Path) -> None:
         ("vllm", "{}", [*SHAPE[:-1], "3-9"], "layers must lie in"),
         ("vllm", "{}", ["--model", "/nowhere.json"], "/nowhere.json: cannot be read"),
         ("sglang", '{"meta_info": {"routed_experts": "AAAA"}}', SHAPE, "no whole rows"),
-        ("megatron", "{}", [], "--num-experts: a Megatron router trace does not say it"),
+        ("megatron", "{}", [], "--num-experts or --model: a Megatron router trace does not say it"),
+        ("vllm", "{}", [*SHAPE[:4], "--num-layers", "99999999999"], "--num-layers: must lie in"),
+        ("vllm", "{}", [*SHAPE[:-1], "0-999999999"], "--moe-layers: must lie in [0, 4095]"),
+        ("vllm", "{}", ["--num-experts", "99999", *SHAPE[2:]], "num_experts: must lie in"),
+        ("megatron", MEGATRON.format(10**12, "[1, 2]"), EXPERTS, "num_layers: must lie in"),
+        ("megatron", MEGATRON.format(3, "[1.5, 2]"), EXPERTS, "top_indices: expected integers"),
+        ("megatron", MEGATRON.format(3, '["1", "2"]'), EXPERTS, "top_indices: expected integers"),
+        ("moe-patch", PATCH.format(6, 2 * 10**10, 10**10), [], "tokens: must lie in"),
+        ("moe-patch", PATCH.format(10**10, 4, 2), [], "num_layers: must lie in"),
+        ("nemo-rl", '{"routed_experts": [[[0.5, 1.5]]]}', SHAPE, "expected integers of 32 bits"),
+        ("nemo-rl", '{"routed_experts": [[[4294967296]]]}', SHAPE, "expected integers of 32 bits"),
         ("moe-patch", '{"rank": 0}', [], "iteration: expected an integer, got None"),
         ("verl", "hello", SHAPE, "no npz archive"),
     ],
@@ -251,10 +308,30 @@ def test_missing_arrays_and_files_are_refused(
         assert message in capsys.readouterr().err
 
 
-def test_slime_padding_without_tokens_is_counted_as_routes(tmp_path: Path) -> None:
-    """Why slime's samples are read as rolled out: their padding cannot be told from a choice."""
-    padded = slime_padded(all_layers(ONE), 1, 16)
+@pytest.mark.parametrize("rows", [1, 5])
+def test_slime_padding_is_known_without_the_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int
+) -> None:
+    path = npz(tmp_path / "s.npz", a=slime_padded(all_layers(ONE), rows, 16))
     output = tmp_path / "t.npz"
-    path = npz(tmp_path / "s.npz", a=padded)
-    assert main(["convert", "--from", "slime", str(path), "-o", str(output), *SHAPE]) == 0
-    assert len(load_trace(output).experts) == 7
+    arguments = ["--from", "slime", str(path), "-o", str(output), *SHAPE, "--json"]
+    assert main(["convert", *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["padding_rows"] == rows
+    np.testing.assert_array_equal(load_trace(output).experts, ONE)
+
+
+def test_an_array_without_axes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = npz(tmp_path / "s.npz", a=np.array(4, np.int32))
+    for carrier in ("slime", "vllm"):
+        arguments = ["--from", carrier, str(path), "-o", str(tmp_path / "t.npz"), *SHAPE]
+        assert main(["convert", *arguments]) == 2
+        assert "[tokens, layers, top_k], got int32 []" in capsys.readouterr().err
+
+
+def test_a_mask_of_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    batch = {"routed_experts": routes(2)[None], "attention_mask": np.array([["yes", "no"]])}
+    arguments = [str(npz(tmp_path / "b.npz", **batch)), "-o", str(tmp_path / "t.npz"), *SHAPE]
+    assert main(["convert", "--from", "verl", *arguments]) == 2
+    assert "expected a mask of numbers, got <U3" in capsys.readouterr().err

@@ -76,8 +76,8 @@ def megatron_broken(**change: Any) -> list[dict[str, Any]]:
     ("lines", "message"),
     [
         (megatron_broken(top_indices=[[1, 2, 3, 4]]), "top_indices: expected num_tokens rows"),
-        (megatron_broken(top_indices=[[1], [2, 3], []]), "top_indices: expected num_tokens rows"),
-        (megatron_broken(top_indices=...), "top_indices: expected num_tokens rows"),
+        (megatron_broken(top_indices=[[1], [2, 3], []]), "top_indices: expected integers of 32"),
+        (megatron_broken(top_indices=...), "top_indices: expected integers of 32 bits"),
         (megatron_broken(layer="six"), "layer: expected an integer, got 'six'"),
         (
             megatron_broken(num_tokens=1, top_indices=[[1, 2, 3, 4]]),

@@ -59,7 +59,9 @@ def test_a_layer_axis_is_all_layers_or_those_that_route() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ((0, 1, 2, (0,)), "top_k must lie in"),
+        ((0, 1, 2, (0,)), "num_experts: must lie in"),
+        ((2**16 + 1, 1, 2, (0,)), "num_experts: must lie in"),
+        ((4, 2, 2**12 + 1, (0,)), "num_layers: must lie in"),
         ((4, 5, 2, (0,)), "top_k must lie in"),
         ((4, 2, 2, ()), "ascending, without repeats, at least 1"),
         ((4, 2, 2, (1, 0)), "ascending"),

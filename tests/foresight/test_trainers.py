@@ -163,7 +163,7 @@ def test_round_trips(model: MoeModel, tokens: int, data: st.DataObject) -> None:
         (lambda: nemo_rl.decode("a", "nrlre1:int64:1x1x1:AA==", MODEL), "dtype: expected int8 or"),
         (lambda: nemo_rl.decode("a", "nrlre1:int16:1x-1:AA==", MODEL), "shape: expected"),
         (lambda: nemo_rl.decode("a", "nrlre1:int16:2x3x4:AA==", MODEL), "takes 48 bytes, got 1"),
-        (lambda: nemo_rl.decode("a", [[[1, 2], [3]]], MODEL), "integers nested as"),
+        (lambda: nemo_rl.decode("a", [[[1, 2], [3]]], MODEL), "integers of 32 bits nested as"),
         (lambda: nemo_rl.decode("a", 7, MODEL), "an nrlre1 string or a nested list"),
         (lambda: skyrl.decode("a", "AAAA", MODEL), "expected an object with data, dtype and shape"),
         (lambda: skyrl.decode("a", {"data": "", "dtype": "uint8"}, MODEL), "shape: is missing"),
@@ -174,7 +174,8 @@ def test_round_trips(model: MoeModel, tokens: int, data: st.DataObject) -> None:
         ),
         (lambda: prime_rl.decode("a", wire(routes(2), start="x"), MODEL), "start: expected an int"),
         (lambda: slime.decode("a", routes(4), MODEL, tokens=9), "at least 8 rows for 9 tokens"),
-        (lambda: verl.decode("a", routes(4), np.ones(3), MODEL), r"4 rows, its mask \[3\]"),
+        (lambda: verl.decode("a", routes(4), np.ones(3), MODEL), r"its attention_mask \[3\]"),
+        (lambda: verl.decode("a", routes(3), np.ones(4), MODEL), r"its attention_mask \[4\]"),
         (
             lambda: list(verl.decode_batch(["a"], routes(4), np.ones((1, 4)), MODEL)),
             r"expected \[batch, length, layers, top_k\]",
