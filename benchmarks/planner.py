@@ -3,7 +3,7 @@
     python -m benchmarks.planner [--json FILE] [--markdown FILE] [--figures DIRECTORY]
 
 The peers are our own implementations from their descriptions (``foremoe.planner.baselines``), given
-the same loads, homes and spare slots. Their time says nothing about them: they are plain Python.
+the same loads, homes and spare slots. Their time says nothing about them: they are not made for it.
 Loads: recorded routing of gpt-oss-20b with 8 sequences a micro-step, and micro-steps drawn around
 the recorded heat of Qwen3-30B-A3B and Qwen3-Next-80B. A copy is a replica, or a home, that was not
 on its rank for that layer in the micro-step before. Times are processor time of the one thread that

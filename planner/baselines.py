@@ -1,17 +1,19 @@
 """What others do, under our interface: own implementations from their published descriptions.
 
-Written for reading and comparing, not for speed: plain Python, one layer at a time. Sources of the
-descriptions: DeepSeek EPLB (github.com/deepseek-ai/EPLB), UltraEP (arXiv 2606.04101), MoonEP
-(Moonshot AI), each as far as it fits fixed spare slots: R a rank beside its home experts.
+Sources of the descriptions: DeepSeek EPLB (github.com/deepseek-ai/EPLB), UltraEP (arXiv
+2606.04101), MoonEP (Moonshot AI), each as far as it fits fixed spare slots: R a rank beside its
+home experts. EPLB and UltraEP's quotas are compiled, for the simulator; the rest is plain Python.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.planner.bound import lower_bound
+from foremoe.planner.eplb import eplb_placement
+from foremoe.planner.greedy import greedy_replicas
 from foremoe.planner.plan import Plan
 from foremoe.planner.problem import StageProblem
 from foremoe.planner.split import split_by_source
@@ -26,7 +28,7 @@ class Layer:
     weight: list[int]
     home: list[int]
     ranks: int
-    ranks_per_node: int
+    width: int  # of that many consecutive ranks, those that share an expert
     spare_slots: int
     left: list[int] = field(init=False)  # pairs still with the home
     tokens: list[int] = field(init=False)  # pairs by rank
@@ -65,8 +67,8 @@ def lpt_homes(problem: StageProblem) -> Iterator[Plan]:
     ranks = problem.topology.ranks
     home = np.stack([lpt(total, ranks) for total in problem.load.sum(axis=(0, 2))])
     for load in problem.load:
-        layers = [_layer(problem, load, home, row) for row in range(len(home))]
-        yield _plan(problem, load, home, layers)
+        layers = _layers(problem, load, home, ranks)
+        yield _plan(problem, load, home, *quotas(layers, ranks, problem.spare_slots))
 
 
 def eplb_oracle(problem: StageProblem) -> Iterator[Plan]:
@@ -100,22 +102,22 @@ def _eplb_from_the_past(problem: StageProblem, width: int) -> Iterator[Plan]:
 
 def greedy(problem: StageProblem) -> Iterator[Plan]:
     """UltraEP's quotas: the least threshold at which a greedy export succeeds."""
-    yield from _each_layer(problem, lambda layer: _greedy(layer, confined=False))
+    yield from _greedy(problem, problem.topology.ranks)
 
 
 def greedy_in_node(problem: StageProblem) -> Iterator[Plan]:
     """The same with replicas confined to their home's node, UltraEP's fast-link domain."""
-    yield from _each_layer(problem, lambda layer: _greedy(layer, confined=True))
+    yield from _greedy(problem, problem.topology.ranks_per_node)
 
 
 def alias(problem: StageProblem) -> Iterator[Plan]:
     """MoonEP's pairing, cut to R slots: the fullest rank fills the emptiest one to the mean."""
-    yield from _each_layer(problem, lambda layer: _alias(layer, layer.ranks))
+    yield from _alias(problem, problem.topology.ranks)
 
 
 def alias_in_node(problem: StageProblem) -> Iterator[Plan]:
     """The same among the ranks of each node, to the node's mean."""
-    yield from _each_layer(problem, lambda layer: _alias(layer, layer.ranks_per_node))
+    yield from _alias(problem, problem.topology.ranks_per_node)
 
 
 def lpt(weight: NDArray[np.int64], ranks: int) -> NDArray[np.int32]:
@@ -130,50 +132,49 @@ def lpt(weight: NDArray[np.int64], ranks: int) -> NDArray[np.int32]:
     return home
 
 
-def _greedy(layer: Layer, confined: bool) -> Layer:
-    """Bisect for the threshold, from 1% above the mean; the last draft that succeeded."""
-    best = layer
-    low, high = -(-sum(layer.weight) * 101 // (100 * layer.ranks)), max(layer.tokens)
-    threshold = low
-    while low < high:
-        draft = Layer(
-            layer.weight, layer.home, layer.ranks, layer.ranks_per_node, layer.spare_slots
-        )
-        if _export(draft, threshold, confined):
-            best, high = draft, threshold
-        else:
-            low = threshold + 1
-        threshold = (low + high) // 2
-    return best
+def quotas(
+    layers: Sequence[Layer], ranks: int, spare_slots: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The layers' replicas int32 and quotas int64 ``[L, P, R]``."""
+    replica_expert = np.full((len(layers), ranks, spare_slots), -1, np.int32)
+    quota = np.zeros((len(layers), ranks, spare_slots), np.int64)
+    for row, layer in enumerate(layers):
+        for rank, held in enumerate(layer.replicas):
+            for slot, (expert, piece) in enumerate(held):
+                replica_expert[row, rank, slot], quota[row, rank, slot] = expert, piece
+    return replica_expert, quota
 
 
-def _export(layer: Layer, threshold: int, confined: bool) -> bool:
-    """Ranks and their experts by falling load give what they have above the threshold."""
-    for donor in sorted(range(layer.ranks), key=lambda rank: -layer.tokens[rank]):
-        for expert in layer.local(donor):
-            while layer.tokens[donor] > threshold and layer.left[expert] > 0:
-                node = donor // layer.ranks_per_node
-                targets = [
-                    rank
-                    for rank in range(layer.ranks)
-                    if layer.tokens[rank] < threshold
-                    and layer.open_to(rank, expert)
-                    and not (confined and rank // layer.ranks_per_node != node)
-                ]
-                if not targets:
-                    break
-                need = min(layer.tokens[donor] - threshold, layer.left[expert])
-                target = max(targets, key=lambda rank: (threshold - layer.tokens[rank], -rank))
-                layer.give(expert, target, min(need, threshold - layer.tokens[target]))
-        if layer.tokens[donor] > threshold:
-            return False
-    return True
+def _greedy(problem: StageProblem, width: int) -> Iterator[Plan]:
+    ranks, home = problem.topology.ranks, problem.home
+    for load in problem.load:
+        found = greedy_replicas(load.sum(axis=1), home, ranks, problem.spare_slots, width)
+        yield _plan(problem, load, home, *found)
 
 
-def _alias(layer: Layer, width: int) -> Layer:
-    for start in range(0, layer.ranks, width):
-        _pair(layer, range(start, start + width))
-    return layer
+def _eplb(
+    problem: StageProblem, load: NDArray[np.int64], known: NDArray[np.int64], width: int
+) -> Plan:
+    """Place from the ``known`` load ``[L, E]``, then share the real one equally among the hosts."""
+    ranks = problem.topology.ranks
+    home, replica_expert = eplb_placement(known, problem.home, ranks, problem.spare_slots, width)
+    layer, rank, slot = np.nonzero(replica_expert >= 0)
+    expert = replica_expert[layer, rank, slot]
+    hosts = np.ones(known.shape, np.int64)
+    np.add.at(hosts, (layer, expert), 1)
+    quota = np.zeros(replica_expert.shape, np.int64)
+    quota[layer, rank, slot] = load.sum(axis=1)[layer, expert] // hosts[layer, expert]
+    return _plan(problem, load, home, replica_expert, quota)
+
+
+def _alias(problem: StageProblem, width: int) -> Iterator[Plan]:
+    ranks = problem.topology.ranks
+    for load in problem.load:
+        layers = _layers(problem, load, problem.home, width)
+        for layer in layers:
+            for start in range(0, ranks, width):
+                _pair(layer, range(start, start + width))
+        yield _plan(problem, load, problem.home, *quotas(layers, ranks, problem.spare_slots))
 
 
 def _pair(layer: Layer, ranks: range) -> None:
@@ -199,109 +200,27 @@ def _pair(layer: Layer, ranks: range) -> None:
         closed.add(receiver)
 
 
-def _eplb(
-    problem: StageProblem, load: NDArray[np.int64], known: NDArray[np.int64], width: int
-) -> Plan:
-    """Place from the ``known`` load ``[L, E]``, then share the real one equally among the hosts.
-
-    Every ``width`` ranks keep their experts among themselves.
-    """
-    home = np.zeros_like(problem.home)
-    layers = []
-    for row, weight in enumerate(known):
-        hosted: list[list[int]] = []
-        for start in range(0, problem.topology.ranks, width):
-            (own,) = np.nonzero(problem.home[row] // width == start // width)
-            placed, held = _eplb_layer(weight[own].tolist(), width, problem.spare_slots)
-            home[row, own] = np.array(placed) + start
-            hosted += [own[experts].tolist() for experts in held]
-        layer = _layer(problem, load, home, row)
-        hosts = [1] * len(weight)
-        for experts in hosted:
-            for expert in experts:
-                hosts[expert] += 1
-        for rank, experts in enumerate(hosted):
-            for expert in experts:
-                layer.give(expert, rank, layer.weight[expert] // hosts[expert])
-        layers.append(layer)
-    return _plan(problem, load, home, layers)
-
-
-def _eplb_layer(
-    weight: list[int], ranks: int, spare_slots: int
-) -> tuple[list[int], list[list[int]]]:
-    """Replicate where the load per host is highest, then pack all instances, heaviest first.
-
-    An expert's first instance takes a home slot, the others spare slots.
-    """
-    experts = len(weight)
-    hosts = [1] * experts
-    for _ in range(ranks * spare_slots):
-        candidates = [e for e in range(experts) if hosts[e] < ranks and weight[e] > 0]
-        if not candidates:
-            break
-        hosts[max(candidates, key=lambda e: (weight[e] / hosts[e], -e))] += 1
-    tokens, homes_free = [0.0] * ranks, [experts // ranks] * ranks
-    home = [-1] * experts
-    hosted: list[list[int]] = [[] for _ in range(ranks)]
-    for expert in sorted(range(experts), key=lambda e: (-weight[e] / hosts[e], e)):
-        for instance in range(hosts[expert]):
-            if instance == 0:
-                free = [rank for rank in range(ranks) if homes_free[rank]]
-            else:
-                free = [
-                    rank
-                    for rank in range(ranks)
-                    if len(hosted[rank]) < spare_slots
-                    and home[expert] != rank
-                    and expert not in hosted[rank]
-                ]
-            if not free:
-                break
-            rank = min(free, key=lambda r: (tokens[r], r))
-            tokens[rank] += weight[expert] / hosts[expert]
-            if instance == 0:
-                home[expert] = rank
-                homes_free[rank] -= 1
-            else:
-                hosted[rank].append(expert)
-    return home, hosted
-
-
-def _each_layer(problem: StageProblem, plan: Callable[[Layer], Layer]) -> Iterator[Plan]:
-    for load in problem.load:
-        layers = [plan(_layer(problem, load, problem.home, row)) for row in range(load.shape[0])]
-        yield _plan(problem, load, problem.home, layers)
-
-
-def _layer(
-    problem: StageProblem, load: NDArray[np.int64], home: NDArray[np.int32], row: int
-) -> Layer:
-    return Layer(
-        weight=load[row].sum(axis=0).tolist(),
-        home=home[row].tolist(),
-        ranks=problem.topology.ranks,
-        ranks_per_node=problem.topology.ranks_per_node,
-        spare_slots=problem.spare_slots,
-    )
+def _layers(
+    problem: StageProblem, load: NDArray[np.int64], home: NDArray[np.int32], width: int
+) -> list[Layer]:
+    return [
+        Layer(weight, owner, problem.topology.ranks, width, problem.spare_slots)
+        for weight, owner in zip(load.sum(axis=1).tolist(), home.tolist(), strict=True)
+    ]
 
 
 def _plan(
-    problem: StageProblem, load: NDArray[np.int64], home: NDArray[np.int32], layers: list[Layer]
+    problem: StageProblem,
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
 ) -> Plan:
-    ranks, slots = problem.topology.ranks, problem.spare_slots
-    replica_expert = np.full((len(layers), ranks, slots), -1, np.int32)
-    quota = np.zeros((len(layers), ranks, slots), np.int64)
-    for row, layer in enumerate(layers):
-        for rank, held in enumerate(layer.replicas):
-            for slot, (expert, piece) in enumerate(held):
-                replica_expert[row, rank, slot], quota[row, rank, slot] = expert, piece
+    ranks, width = problem.topology.ranks, problem.topology.ranks_per_node
     return Plan(
         home=home,
         load=load,
         replica_expert=replica_expert,
-        replica_tokens=split_by_source(
-            load, home, replica_expert, quota, problem.topology.ranks_per_node
-        ),
-        bound=lower_bound(load.sum(axis=1), home, ranks, slots),
+        replica_tokens=split_by_source(load, home, replica_expert, quota, width),
+        bound=lower_bound(load.sum(axis=1), home, ranks, problem.spare_slots),
     )
