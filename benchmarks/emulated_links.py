@@ -147,9 +147,10 @@ class LinkedCache(HostExpertCache):
     clock: LinkClock
     link: EmulatedLink
 
-    def read(self, layer: int, expert: int, generation: int, out: Tensor) -> None:
-        flight = self.clock.ask([self.link], self.layout.payload_bytes)
-        super().read(layer, expert, generation, out)
+    def read(self, layer: int, expert: int, generation: int, out: Tensor, first: int = 0) -> None:
+        carried = min(out.numel(), self.layout.payload_bytes - first)  # without padding
+        flight = self.clock.ask([self.link], carried)
+        super().read(layer, expert, generation, out, first)
         self.clock.wait(flight)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.transfer.schedule.links import NEVER
 
 EMPTY = -1
 
@@ -32,6 +33,7 @@ class Copy:
     """One slab to move: expert ``expert`` of ``layer`` into ``slot`` of rank ``destination``.
 
     source: the expert's home; on the host path its bytes come from the node's host cache instead.
+    due_ns: when compute needs it, on the clock by which micro-steps are estimated.
     """
 
     layer: int
@@ -40,6 +42,7 @@ class Copy:
     destination: int
     slot: int
     path: Path
+    due_ns: int = NEVER
 
 
 def check_wanted(wanted: NDArray[np.int32], home: NDArray[np.int32]) -> None:

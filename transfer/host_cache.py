@@ -162,14 +162,14 @@ class HostExpertCache:
             self.write(layer, expert, tensors, generation, checksum)
         self.meet(local_rank, 2 * generation + 1, wait_seconds)
 
-    def read(self, layer: int, expert: int, generation: int, out: Tensor) -> None:
-        """Copy an expert's slab into ``out`` (uint8 ``[layout.nbytes]``).
+    def read(self, layer: int, expert: int, generation: int, out: Tensor, first: int = 0) -> None:
+        """Copy an expert's slab into ``out`` (uint8), or the part of it from byte ``first`` on.
 
         Raises StaleGenerationError when the cache holds another generation (or another expert)
         before or after the copy; ``out`` is then undefined.
         """
         self.check(layer, expert, generation)
-        out.copy_(self.slab(layer, expert))
+        out.copy_(self.slab(layer, expert)[first : first + out.numel()])
         self.check(layer, expert, generation)
 
     def check(self, layer: int, expert: int, generation: int) -> None:

@@ -9,8 +9,8 @@ from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER, Links, slab_ns
 from foremoe.transfer.schedule.micro_step import schedule_micro_step
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
+from foremoe.transfer.schedule.urgency import chunks_of
 
-CHUNKS = 8  # of a slab
 NEW_SHARE = 0.3
 LEAST_CHANGE = 0.1
 HOPE = 1.5
@@ -42,16 +42,13 @@ UNMEASURED = PathSpeed(0.0, 0.0, 0.0)
 class MicroStepPaths:
     """Chooses paths and order, sharing the links among the copies of one micro-step."""
 
-    def __init__(
-        self, topology: Topology, speed: PathSpeed, slab_bytes: int, chunks: int = CHUNKS
-    ) -> None:
-        """chunks: 1 where there are no deadlines, as slabs are moved whole."""
+    def __init__(self, topology: Topology, speed: PathSpeed, slab_bytes: int) -> None:
         self.speed = speed
         self._topology = topology
         self._slab_bytes = slab_bytes
         self._is_measured = False
         self._dropped = 0  # replicas of the whole group since speeds were last applied
-        self._open_links(chunks)
+        self._open_links()
 
     def restart(self) -> None:
         """No copies are under way."""
@@ -82,13 +79,14 @@ class MicroStepPaths:
         self.speed = feed_back(self.speed, measured, first, self._dropped > 0)
         self._is_measured |= any(one != UNMEASURED for one in measured)
         self._dropped = 0
-        self._open_links(CHUNKS)
+        self._open_links()
 
-    def _open_links(self, chunks: int) -> None:
+    def _open_links(self) -> None:
         host, peer, network = (
             slab_ns(self._slab_bytes, max(link, 1.0)) if link else 0
             for link in (self.speed.host, self.speed.peer, self.speed.network)
         )
+        chunks = chunks_of(self._slab_bytes)
         self._links = Links(self._topology, host, peer, network, chunks)
         self.restart()
 

@@ -171,6 +171,14 @@ class SlotPool:
         with self._lock:
             self._wait(slots, lambda s: s.state in (FREE, OWING), wait_seconds, "become free")
 
+    def wait_any_free(self, slots: Collection[int], wait_seconds: float) -> None:
+        """Return when one of the slots is FREE, or after ``wait_seconds``; at once for none."""
+        with self._lock:
+            if slots:
+                self._changed.wait_for(
+                    lambda: any(self._slots[slot].state is FREE for slot in slots), wait_seconds
+                )
+
     def wait_all_free(self, wait_seconds: float) -> None:
         """Wait until the whole pool is FREE. Raises TransferError at the deadline."""
         with self._lock:

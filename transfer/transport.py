@@ -108,7 +108,7 @@ class HostTransport(Transport, Probed):
 
     @abstractmethod
     def fill(self, copy: Copy, generation: int) -> None:
-        """Do one copy from the calling thread; also the way out when the peer path is lost."""
+        """Do or queue one copy; also the way out when the peer path is lost, from its thread."""
 
 
 def cuda_device() -> torch.device:

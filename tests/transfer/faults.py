@@ -14,9 +14,9 @@ def slow_reads(cache: HostExpertCache, seconds: float) -> None:
     """The host link takes ``seconds`` longer for each copy."""
     read = cache.read
 
-    def slowly(layer: int, expert: int, generation: int, out: Tensor) -> None:
+    def slowly(*part: Any) -> None:
         time.sleep(seconds)
-        read(layer, expert, generation, out)
+        read(*part)
 
     cache.read = slowly  # type: ignore[method-assign]
 

@@ -43,8 +43,10 @@ def test_a_host_cache_that_gives_other_bytes_does_not_work(
 ) -> None:
     read = HostExpertCache.read
 
-    def flip(cache: HostExpertCache, layer: int, expert: int, generation: int, out: Tensor) -> None:
-        read(cache, layer, expert, generation, out)
+    def flip(
+        cache: HostExpertCache, layer: int, expert: int, generation: int, out: Tensor, first: int
+    ) -> None:
+        read(cache, layer, expert, generation, out, first)
         out[100] ^= 1
 
     monkeypatch.setattr(HostExpertCache, "read", flip)

@@ -1,13 +1,22 @@
 """Which ticks of every rank's links are taken: what earlier copies leave to later ones."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from foremoe.transfer.schedule.links import Links
+from foremoe.transfer.schedule.links import Link, Links
 
 _COLUMNS = 256
+
+
+class HostCopies(NamedTuple):
+    """Copies into ``rank`` by the host link, int64 ``[n]`` each, and their ticks ``[n, C]``."""
+
+    rank: NDArray[np.int64]
+    due_ns: NDArray[np.int64]
+    ticks: NDArray[np.int64]
 
 
 @dataclass(slots=True, eq=False)
@@ -15,23 +24,28 @@ class Calendar:
     """busy: uint8 ``[5 P, H]``, rows host in, peer out, peer in, network out, network in by rank.
 
     base: int64 ``[3]``, by link the tick of column 0; columns after the last one are free. tick_ns:
-    int64 ``[3]``, a tick's length, 0 where there is no such link.
+    int64 ``[3]``, a tick's length, 0 where there is no such link. posted: what takes host links and
+    has not ended, which more urgent copies may put off.
     """
 
     links: Links
     busy: NDArray[np.uint8]
     base: NDArray[np.int64]
     tick_ns: NDArray[np.int64]
+    posted: HostCopies
 
     @classmethod
     def empty(cls, links: Links) -> "Calendar":
         """Nothing is under way."""
         rows = 5 * links.topology.ranks
         tick_ns = np.array(links.tick_ns, np.int64)
-        return cls(links, np.zeros((rows, _COLUMNS), np.uint8), np.zeros(3, np.int64), tick_ns)
+        nothing = np.zeros(0, np.int64)
+        posted = HostCopies(nothing, nothing, np.zeros((0, links.chunks), np.int64))
+        busy = np.zeros((rows, _COLUMNS), np.uint8)
+        return cls(links, busy, np.zeros(3, np.int64), tick_ns, posted)
 
     def copy(self) -> "Calendar":
-        return Calendar(self.links, self.busy.copy(), self.base, self.tick_ns)
+        return Calendar(self.links, self.busy.copy(), self.base, self.tick_ns, self.posted)
 
     def after(self, now_ns: int) -> "Calendar":
         """What is still taken from ``now_ns`` on; what ended before is forgotten."""
@@ -44,7 +58,10 @@ class Calendar:
             gone = max(0, int(base[link] - self.base[link]))
             kept = self.busy[rows, gone:]
             busy[rows, : kept.shape[1]] = kept
-        return Calendar(self.links, busy, np.maximum(base, self.base), self.tick_ns)
+        base = np.maximum(base, self.base)
+        left = self.posted.ticks[:, -1] >= base[Link.HOST]
+        posted = HostCopies(*(column[left] for column in self.posted))
+        return Calendar(self.links, busy, base, self.tick_ns, posted)
 
     def window(
         self, ready_ns: int, deadline_ns: int

@@ -7,7 +7,8 @@ and every copy lies within its window, and drops as little as it can.
 Layers are served by earliest deadline, each over the ticks that more urgent ones left free. On a
 single link that is optimal: when a copy finds no room, the ticks back to the last free one hold
 only copies that must lie there too, so no order fits them all (Hall 1935). A later layer's copy
-that started first is interrupted between two chunks. For one layer there are these candidates:
+that started first is interrupted between two chunks; on the host link also one that an earlier call
+has placed (``overtaking.py``). For one layer there are these candidates:
 
 1. every copy, hottest ports first, takes the way on which it ends first: the node's host cache or
    its home;
@@ -34,9 +35,10 @@ from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Fill, Path
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import Link, Links
+from foremoe.transfer.schedule.overtaking import place_overtaking, post
 from foremoe.transfer.schedule.place import DROPPED, Placed
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
-from foremoe.transfer.schedule.window import make_window, place_late, place_window
+from foremoe.transfer.schedule.window import make_window, place_late
 
 
 def schedule_micro_step(
@@ -44,19 +46,21 @@ def schedule_micro_step(
 ) -> Timetable:
     """Give every copy of ``layers`` a time and a path, or drop it.
 
-    calendar: what earlier micro-steps' copies still take of the links (``Timetable.calendar``,
-    ``after`` now); it stays as it is. A layer may come more than once, as for forward and backward.
+    calendar: what copies placed earlier still take of the links (``Timetable.calendar``, ``after``
+    now); it stays as it is. A layer may come more than once, as for forward and backward.
 
     Raises InvalidInputError when a copy has no link at all.
     """
     calendar = Calendar.empty(links) if calendar is None else calendar.copy()
     windows = [make_window(layer, calendar) for layer in layers]
     urgency = sorted((w.deadline_ns, w.ready_ns, index) for index, w in enumerate(windows))
-    placed = {index: place_window(windows[index], calendar) for _, _, index in urgency}
+    placed = {index: place_overtaking(windows[index], calendar) for _, _, index in urgency}
     late = [(each.latest_ns, each.ready_ns, index) for index, each in enumerate(layers)]
     for latest_ns, _, index in sorted(late):
         if latest_ns > windows[index].deadline_ns:
             place_late(windows[index], latest_ns, placed[index], calendar)
+    for index, window in enumerate(windows):
+        post(window, placed[index], calendar)
     return _timetable(layers, [placed[index] for index in range(len(layers))], calendar)
 
 
@@ -70,7 +74,7 @@ def warm_up() -> None:
 def _timetable(
     layers: Sequence[LayerCopies], placed: Sequence[Placed], calendar: Calendar
 ) -> Timetable:
-    fills = [(layer.layer, fill) for layer in layers for fill in layer.fills]
+    fills = [(layer, fill) for layer in layers for fill in layer.fills]
     link = _joined([each.link for each in placed])
     sender = _joined([each.sender for each in placed])
     ticks = _joined([each.columns.ravel() for each in placed]).reshape(-1, calendar.links.chunks)
@@ -84,9 +88,12 @@ def _timetable(
     ):
         layer, fill = fills[index]
         path = Path.HOST if by == Link.HOST else Path.PEER
-        copies.append(Copy(layer, fill.expert, source, fill.rank, fill.slot, path))
-    dropped = [fills[index] for index in np.flatnonzero(link == DROPPED).tolist()]
-    return Timetable(tuple(copies), link[order], ticks[order], tuple(dropped), calendar)
+        copies.append(
+            Copy(layer.layer, fill.expert, source, fill.rank, fill.slot, path, layer.deadline_ns)
+        )
+    lost = [fills[index] for index in np.flatnonzero(link == DROPPED).tolist()]
+    dropped = tuple((layer.layer, fill) for layer, fill in lost)
+    return Timetable(tuple(copies), link[order], ticks[order], dropped, calendar)
 
 
 def _joined(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

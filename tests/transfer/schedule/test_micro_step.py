@@ -191,7 +191,7 @@ def test_relays_are_left_alone_where_deadlines_hold_without_them() -> None:
 
 
 def test_what_is_under_way_leaves_less_to_the_next_micro_step() -> None:
-    first = schedule_micro_step([LayerCopies(0, to_rank(0, 2, 3), HOME)], HOST_ONLY)
+    first = schedule_micro_step([LayerCopies(0, to_rank(0, 2, 3), HOME, 0, 16)], HOST_ONLY)
     assert first.end_ns.tolist() == [8, 16]
     again = [LayerCopies(0, to_rank(0, 4), HOME, 10, 18)]
     assert schedule_micro_step(again, HOST_ONLY, first.calendar.after(10)).dropped
