@@ -28,6 +28,7 @@ from foremoe.simulation.cluster import Machine
 from foremoe.simulation.moved_homes import homes_as_replicas
 from foremoe.simulation.stage import passes, simulate_stage
 from foremoe.simulation.timeline import SECOND, Timeline
+from foremoe.simulation.turnover import turnover
 from foremoe.transfer.copies import EMPTY
 from foremoe.vocabulary import Stage
 
@@ -121,20 +122,37 @@ def run_group(
     plans: Sequence[Plan],
     group: Group,
     machine: Machine,
-    stage: Stage,
     *,
     keep_spans: bool = False,
-) -> Timeline:
-    """Simulate a contestant's plans in one stage of one EP group."""
-    backward = stage is Stage.UPDATE
+) -> dict[Stage, Timeline]:
+    """Simulate a contestant's plans in both stages of one EP group."""
     if CONTESTANTS[name].knowledge is Knowledge.AHEAD:
-        timeline = simulate_stage(
-            machine, plans, group.mini_batch, backward=backward, keep_spans=keep_spans
-        )
-        if stage is Stage.RECOMPUTE:
-            timeline.move_ns = _move_ns(machine, plans[0])
-            timeline.mini_batch_ns[0] += timeline.move_ns
-        return timeline
+        turned = turnover(plans, group.mini_batch)
+        timelines = {
+            stage: simulate_stage(
+                machine,
+                plans,
+                group.mini_batch,
+                backward=stage is Stage.UPDATE,
+                keep_spans=keep_spans,
+                turned=turned,
+            )
+            for stage in Stage
+        }
+        first = timelines[Stage.RECOMPUTE]
+        first.move_ns = _move_ns(machine, plans[0])
+        first.mini_batch_ns[0] += first.move_ns
+        return timelines
+    return {
+        stage: _given(name, plans, group, machine, backward=stage is Stage.UPDATE)
+        for stage in Stage
+    }
+
+
+def _given(
+    name: str, plans: Sequence[Plan], group: Group, machine: Machine, *, backward: bool
+) -> Timeline:
+    """Micro-steps whose copies cost nothing, or stand on the critical path."""
     wait: Callable[[Plan], int] = _nothing
     timeline = Timeline()
     if CONTESTANTS[name].knowledge is Knowledge.CRITICAL_PATH:

@@ -28,7 +28,8 @@ from foremoe.planner.plan import Plan
 from foremoe.planner.problem import Topology
 from foremoe.simulation.cluster import Machine
 from foremoe.simulation.timeline import SECOND, Span, Timeline
-from foremoe.transfer.copies import EMPTY, assign_slots
+from foremoe.simulation.turnover import Turnover, turnover
+from foremoe.transfer.copies import EMPTY
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER, Link, Links
 from foremoe.transfer.schedule.micro_step import schedule_micro_step
@@ -57,13 +58,18 @@ def simulate_stage(
     *,
     backward: bool,
     keep_spans: bool = False,
+    turned: Sequence[Sequence[Turnover]] | None = None,
 ) -> Timeline:
-    """Run ``plans``, one a micro-step, with copies ahead of the layers that need them."""
+    """Run ``plans``, one a micro-step, with copies ahead of the layers that need them.
+
+    turned: their ``turnover``, where the caller has it for the other stage already.
+    """
+    turned = turnover(plans, mini_batch) if turned is None else turned
     run = _Run(machine, backward, Timeline(spans=[] if keep_spans else None))
     for first in np.flatnonzero(np.diff(mini_batch, prepend=mini_batch[:1] - 1)).tolist():
         run.begin_mini_batch(plans[first])
         for index in np.flatnonzero(mini_batch == mini_batch[first]).tolist():
-            run.micro_step(index, plans[index])
+            run.micro_step(index, plans[index], turned[index])
         run.end_mini_batch()
     return run.timeline
 
@@ -104,20 +110,18 @@ class _Run:
 
     def begin_mini_batch(self, plan: Plan) -> None:
         """Weights have changed: every slot is void, every link is idle."""
-        layers, ranks, slots = plan.replica_expert.shape
         self.started = self.gradients_home = self.now
-        self.content = np.full((layers, ranks, slots), EMPTY, np.int32)
-        self.free_at = [self.now] * layers
+        self.free_at = [self.now] * len(plan.home)
         self.home = plan.home
         forward = passes(self.machine, plan, backward=False)[0]
         busy = float(forward.dispatch.sum() / max(1, forward.total.sum()))
         self.links = _lent(self.machine.links, 1.0 - busy)
         self.calendar = Calendar.empty(self.links)
 
-    def micro_step(self, index: int, plan: Plan) -> None:
-        self.last = index
+    def micro_step(self, index: int, plan: Plan, turned: Sequence[Turnover]) -> None:
+        self.last, self.turned = index, turned
         both = passes(self.machine, plan, backward=self.backward)
-        arrival = self._copy(index, plan, both[0])
+        arrival = self._copy(index, both[0])
         for layer in range(len(plan.home)):
             self._layer(index, layer, both[0], "forward", arrival[layer])
             if not self.backward:
@@ -129,8 +133,8 @@ class _Run:
 
     def end_mini_batch(self) -> None:
         """All gradients come home before the optimizer reads them."""
-        for layer in reversed(range(len(self.content))):
-            self._return_gradients(layer, self.content[layer])
+        for layer in reversed(range(len(self.turned))):
+            self._return_gradients(layer, self.turned[layer].content)
         late = max(0, self.gradients_home - self.now)
         self.timeline.exposed_gradient_ns += late
         self._span("exposed", "gradients", late, self.last, 0)
@@ -151,31 +155,27 @@ class _Run:
         self.timeline.add(Span(track, name, self.now, self.now + length_ns, index, layer))
         self.now += length_ns
 
-    def _copy(self, index: int, plan: Plan, forward: Pass) -> list[int]:
+    def _copy(self, index: int, forward: Pass) -> list[int]:
         """Fill the slots for a micro-step; when each layer's replicas have arrived."""
         starts = self.now + np.cumsum(forward.total) - forward.total
         needed = starts + forward.other + forward.dispatch // 2
         wanted = []
-        for layer, slots in enumerate(plan.replica_expert):
-            after, fills = assign_slots(slots, self.content[layer])
-            evicted = np.where(after != self.content[layer], self.content[layer], EMPTY)
-            self._return_gradients(layer, evicted)
-            self.content[layer] = after
-            value = [int(plan.replica_tokens[layer, :, f.rank, :].sum()) for f in fills]
+        for layer, turned in enumerate(self.turned):
+            self._return_gradients(layer, turned.evicted)
             wanted.append(
                 LayerCopies(
                     layer,
-                    fills,
-                    plan.home[layer],
+                    turned.fills,
+                    self.home[layer],
                     self.free_at[layer],
                     int(needed[layer]),
-                    value,
+                    turned.value,
                     NEVER,
                 )
             )
         calendar = self.calendar.after(min(self.free_at))
         table = schedule_micro_step(wanted, self.links, calendar)
-        arrival = [0] * len(plan.home)
+        arrival = [0] * len(wanted)
         self._take(index, table, arrival)
         self.calendar = table.calendar
         return arrival

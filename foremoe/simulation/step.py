@@ -189,10 +189,8 @@ def record_spans(
     """The spans of the first EP group's stages."""
     group = Group(loads(0), schedule.mini_batch)
     plans = Plans(group, machine, slots, target).of(name)
-    return {
-        stage: run_group(name, plans, group, machine, stage, keep_spans=True).spans or []
-        for stage in Stage
-    }
+    timelines = run_group(name, plans, group, machine, keep_spans=True)
+    return {stage: timeline.spans or [] for stage, timeline in timelines.items()}
 
 
 def _map(work: Callable[[int], list[_Part]], groups: int, workers: int) -> Iterator[list[_Part]]:
@@ -218,8 +216,12 @@ def _run_group(
     parts = []
     for name in names:
         plans = made.of(name)
-        timelines = {stage: run_group(name, plans, group, machine, stage) for stage in Stage}
-        parts.append(_Part(timelines, np.stack([_imbalance(plan) for plan in plans])))
+        parts.append(
+            _Part(
+                run_group(name, plans, group, machine),
+                np.stack([_imbalance(plan) for plan in plans]),
+            )
+        )
     return parts
 
 
