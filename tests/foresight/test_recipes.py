@@ -77,9 +77,8 @@ def submit_on_rank(rank: int, name: str, address: str, arguments: tuple[Any, ...
     import torch.distributed as dist
 
     step, stage, by_rank = arguments
-    given = (step, by_rank[rank]) if stage is None else (step, stage, by_rank[rank])
     with ControllerClient(address) as controller:
-        recipe(name)["submit"](controller, dist.group.WORLD, *given)
+        recipe(name)["submit"](controller, dist.group.WORLD, step, stage, by_rank[rank])
 
 
 def test_verl(daemon: DaemonProcess, controller: ControllerClient) -> None:
@@ -92,8 +91,11 @@ def test_verl(daemon: DaemonProcess, controller: ControllerClient) -> None:
     has_foresight(controller, 1, list(zip(names, map(routes, TOKENS), strict=True)))
     # Two mini-batches; micro-batches as prepare_micro_batches indexes them: one row, then one row.
     by_rank = [[([name], [[0]]) for name in names[rank::2]] for rank in range(RANKS)]
-    run_ranks(submit_on_rank, RANKS, "verl", daemon.address, (1, None, by_rank))
+    run_ranks(submit_on_rank, RANKS, "verl", daemon.address, (1, Stage.UPDATE, by_rank))
     is_planned(controller, 1, Stage.UPDATE, 2)
+    whole = [[(names[rank::2], [[1], [0]])] for rank in range(RANKS)]
+    run_ranks(submit_on_rank, RANKS, "verl", daemon.address, (1, Stage.RECOMPUTE, whole))
+    is_planned(controller, 1, Stage.RECOMPUTE, 2)
 
 
 def test_slime(controller: ControllerClient) -> None:

@@ -80,7 +80,22 @@ def on_two_ranks(rank: int) -> dict[str, Any]:
         "alltoall": train(rank, 2, "alltoall", own_replay=True),
         "allgather": train(rank, 2, "allgather", own_replay=False),
         "replay": record_and_replay(rank, 2),
+        "life": live_on(rank, 2),
         "refusals": refusals(rank, 2),
+    }
+
+
+def on_four_ranks(rank: int) -> dict[str, Any]:
+    """Once with a balance loss and selection biases, whose counts are of logical experts."""
+    health = {
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": 0.1,
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+    }
+    return {
+        "alltoall": train(rank, 4, "alltoall", own_replay=False),
+        "allgather": train(rank, 4, "allgather", own_replay=True, **health),
     }
 
 
@@ -137,13 +152,15 @@ def forget_replay() -> None:
 Run = tuple[list[Tensor], dict[str, Tensor]]
 
 
-def train(rank: int, ranks: int, dispatcher: str, own_replay: bool) -> dict[str, Any]:
+def train(
+    rank: int, ranks: int, dispatcher: str, own_replay: bool, **options: Any
+) -> dict[str, Any]:
     """One mini-batch as Megatron alone runs it, attached at home, balanced, and detached again.
 
     own_replay: routing is replayed by Megatron's RouterReplay, else by ForeMoE's.
     """
     case = case_for(ranks)
-    stack, model = build(case, moe_token_dispatcher_type=dispatcher)
+    stack, model = build(case, moe_token_dispatcher_type=dispatcher, **options)
     checkpoint = _checkpoint(stack)
     results: dict[str, Any] = {"alone": _train_alone(model, case, rank)}
     attached = join(model, case)
@@ -206,7 +223,70 @@ def _step(model: Any, rank: int, micro_step: int) -> Tensor:
 
 
 def _gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.main_grad.clone() for name, p in model.named_parameters()}
+    """Also the tokens per expert that a selection bias would move by, which are cleared."""
+    taken = {name: p.main_grad.clone() for name, p in model.named_parameters()}
+    for name, buffer in model.named_buffers():
+        if name.endswith("local_tokens_per_expert"):
+            taken[name] = buffer.clone()
+            buffer.zero_()
+    return taken
+
+
+def live_on(rank: int, ranks: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """What an attached model goes through: each event, outputs after it and Megatron's alone."""
+    case = case_for(ranks)
+    stack, model = build(case, moe_token_dispatcher_type="alltoall")
+    first = _weights(stack)
+    before = torch.stack(_train_alone(model, case, rank)[0])
+    _take_step(model, torch.optim.SGD(stack.parameters(), lr=0.01))
+    after = torch.stack(_train_alone(model, case, rank)[0])
+    _put(stack, first)
+
+    attached = join(model, case)
+    optimizer = torch.optim.SGD(stack.parameters(), lr=0.01)
+    attached.follow(optimizer)
+
+    def seen() -> Tensor:
+        return torch.stack(_train_attached(attached, model, case, rank, True, own_replay=True)[0])
+
+    results = {"attached": (seen(), before)}
+    _take_step(model, optimizer)
+    results["stepped"] = (seen(), after)
+    stepped = _weights(stack)
+    _put(stack, first)
+    attached.session.weights_changed()
+    results["switched"] = (seen(), before)
+    for parameter in stack.parameters():  # as sleep and wake-up: what still reads there reads zeros
+        old, parameter.data = parameter.data, parameter.data.clone()
+        old.zero_()
+    _put(stack, stepped)
+    attached.session.weights_changed()
+    results["reloaded"] = (seen(), after)
+    attached.detach()
+    _put(stack, first)
+    results["detached"] = (torch.stack(_train_alone(model, case, rank)[0]), before)
+    return results
+
+
+def _take_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Megatron's synchronised gradients into a step."""
+    model.finish_grad_sync()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = parameter.main_grad.clone()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _weights(stack: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in stack.parameters()]
+
+
+def _put(stack: nn.Module, weights: list[Tensor]) -> None:
+    """Other weights into the same memory."""
+    with torch.no_grad():
+        for parameter, weight in zip(stack.parameters(), weights, strict=True):
+            parameter.copy_(weight)
 
 
 def record_and_replay(rank: int, ranks: int) -> dict[str, Any]:

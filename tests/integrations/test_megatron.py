@@ -35,8 +35,37 @@ def test_two_balanced_ranks_equal_megatron_alone(
     assert_same([result[dispatcher] for result in on_two_ranks])
 
 
-def test_four_balanced_ranks_equal_megatron_alone() -> None:
-    assert_same(run_ranks(workers.train, 4, 4, "alltoall", False))
+@pytest.fixture(scope="module")
+def on_four_ranks() -> list[dict[str, Any]]:
+    return run_ranks(workers.on_four_ranks, 4)
+
+
+@pytest.mark.parametrize("dispatcher", ["alltoall", "allgather"])
+def test_four_balanced_ranks_equal_megatron_alone(
+    on_four_ranks: list[dict[str, Any]], dispatcher: str
+) -> None:
+    assert_same([result[dispatcher] for result in on_four_ranks])
+
+
+def test_losses_and_selection_biases_see_logical_experts(
+    on_four_ranks: list[dict[str, Any]],
+) -> None:
+    for result in (one["allgather"] for one in on_four_ranks):
+        alone, balanced = (result[run][1] for run in ("alone", "balanced"))
+        counted = [name for name in alone if name.endswith("local_tokens_per_expert")]
+        assert len(counted) == 2
+        for name in counted:
+            assert alone[name].sum() > 0
+            assert torch.equal(balanced[name], alone[name])
+
+
+def test_an_attached_model_lives_on(on_two_ranks: list[dict[str, Any]]) -> None:
+    """Optimizer step, model switch, offload and reload: no replica of older weights is used."""
+    for life in (one["life"] for one in on_two_ranks):
+        before, after = life["attached"][1], life["stepped"][1]
+        assert not torch.allclose(before, after, rtol=0, atol=1e-2 * float(after.abs().max()))
+        for actual, expected in life.values():
+            assert_close(actual, expected, exact=False)
 
 
 def assert_same(results: list[dict[str, Any]]) -> None:
