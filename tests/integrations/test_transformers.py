@@ -10,8 +10,9 @@ from tests.integrations import transformers_workers as workers
 from tests.integrations.transformers_models import FAMILIES
 from tests.processes import run_ranks
 
-# Largest difference, relative to the loss and to the largest entry of a gradient.
-TOLERANCES = {"float32": (1e-5, 3e-5), "bfloat16": (1e-2, 3e-2)}
+# Largest difference, relative to the loss and to the largest entry of a gradient. In bfloat16 the
+# stock model's own gradients are up to 3e-2 from those it has in float32.
+TOLERANCES = {"float32": (1e-5, 3e-5), "bfloat16": (1e-2, 4e-2)}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def on_two_ranks(folders: dict[str, Path]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def on_four_ranks(folders: dict[str, Path]) -> list[Any]:
-    return run_ranks(workers.train, 4, folders, 4, ("float32",))
+    return run_ranks(workers.train, 4, folders, 4, tuple(TOLERANCES))
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
@@ -40,11 +41,12 @@ def test_two_ranks_equal_the_stock_model(
     assert_same(folders, family, dtype, [result["trained"] for result in on_two_ranks])
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_four_ranks_equal_the_stock_model(
-    folders: dict[str, Path], on_four_ranks: list[Any], family: str
+    folders: dict[str, Path], on_four_ranks: list[Any], family: str, dtype: str
 ) -> None:
-    assert_same(folders, family, "float32", on_four_ranks)
+    assert_same(folders, family, dtype, on_four_ranks)
 
 
 def assert_same(folders: dict[str, Path], family: str, dtype: str, trained: list[Any]) -> None:
