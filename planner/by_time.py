@@ -2,12 +2,14 @@
 
 A better balance saves compute, and costs replicas: copies that may not fit into the window before
 the layer, a grouped GEMM's time for one more active expert, and dispatch. So each layer is planned
-to each of a few targets, priced as far as it is known before the split
-(``foremoe.planner.pricing``), and the first of the fastest is split and priced in full. A layer
-that replicas do not speed up stays without.
+to each of a few targets and priced (``foremoe.planner.pricing``), on one node as far as it is known
+before the split; the first of the fastest is taken. A layer that replicas do not speed up stays
+without.
 
 On one node a layer is done with the first target whose copies are hidden and whose grouped GEMM
-takes at most 2% longer than that of even ranks with one replica each: there is little to gain.
+takes at most 2% longer than that of even ranks with one replica each: there is little to gain. On
+several, the fastest is given an even dispatch (``foremoe.planner.even_dispatch``), if that is
+faster still.
 """
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from foremoe.planner.bound import lower_bound
 from foremoe.planner.cost import CostModel
+from foremoe.planner.even_dispatch import even_dispatch
 from foremoe.planner.goal import goal_tokens
 from foremoe.planner.micro_step import choose
 from foremoe.planner.plan import Plan
@@ -22,18 +25,17 @@ from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.split import split_by_source
 
-# (target, whether pairs that then stay in their node pay for copies), on one node and on several
-ONE_NODE = ((None, True), (1.02, True), (1.1, True))
+# (target, how eagerly pairs are kept in their node), on one node and on several
+ONE_NODE = ((None, 1), (1.02, 1), (1.1, 1))
 NEAR_IDEAL = 50  # within a 50th
-NODES = ((1.02, True), (None, False), (1.05, False), (1.2, False))
+NODES = ((1.02, 1), (None, 0), (1.05, 0), (1.2, 0), (1.2, 4), (1.05, 2))
 
 
 def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel) -> Plan:
     """Plan one micro-step's ``load [L, P, E]`` of a stage by its estimated time."""
     topology, home, slots = problem.topology, problem.home, problem.spare_slots
-    origin = topology.by_node(load)
-    bound = lower_bound(origin.sum(axis=1), home, topology.ranks, slots)
-    replica_expert, quota = fastest_replicas(origin, home, bound, topology, slots, cost)
+    bound = lower_bound(load.sum(axis=1), home, topology.ranks, slots)
+    replica_expert, quota = fastest_replicas(load, home, bound, topology, slots, cost)
     tokens = split_by_source(load, home, replica_expert, quota, topology.ranks_per_node)
     plan = Plan(home, load, replica_expert, tokens, bound)
     undo_slower(plan, topology.ranks_per_node, cost)
@@ -47,7 +49,7 @@ def undo_slower(plan: Plan, ranks_per_node: int, cost: CostModel) -> None:
 
 
 def fastest_replicas(
-    origin: NDArray[np.int64],
+    load: NDArray[np.int64],
     home: NDArray[np.int32],
     bound: NDArray[np.int64],
     topology: Topology,
@@ -56,33 +58,58 @@ def fastest_replicas(
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Replicas int32 and quotas int64 ``[L, P, R]``, as far as time is known before the split.
 
-    origin: int64 ``[L, N, E]``, pairs that originate in each node. home: int32 ``[L, E]``.
-    bound: int64 ``[L]``, the certificate.
+    load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. bound: int64 ``[L]``, the certificate.
     """
-    ranks, prices = topology.ranks, cost.prices
+    ranks, several = topology.ranks, topology.nodes > 1
+    origin = topology.by_node(load)
     expert_tokens = origin.sum(axis=1)
     replica_expert = np.full((len(home), ranks, spare_slots), -1, np.int32)
     quota = np.zeros((len(home), ranks, spare_slots), np.int64)
     time = np.full(len(home), np.iinfo(np.int64).max)
+
+    def offer(
+        layers: NDArray[np.int64], expert: NDArray[np.int32], pairs: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Take what is faster than what there is; compute, dispatch and exposed copies."""
+        if several:  # which sources stay afar matters as much as how many pairs do
+            parts = _split_picoseconds(load[layers], home[layers], expert, pairs, topology, cost)
+        else:
+            parts = placed_picoseconds(origin[layers], home[layers], expert, pairs, cost.prices)
+        faster = parts.sum(axis=1) < time[layers]
+        chosen = layers[faster]
+        time[chosen] = parts.sum(axis=1)[faster]
+        replica_expert[chosen], quota[chosen] = expert[faster], pairs[faster]
+        return parts
+
     rest = np.arange(len(home))
-    for target, keep_near in ONE_NODE if topology.nodes == 1 else NODES:
+    for target, eagerness in NODES if several else ONE_NODE:
         goal = goal_tokens(expert_tokens[rest], ranks, target)
-        other_expert, other_quota = choose(
-            origin[rest], home[rest], bound[rest], goal, topology, spare_slots, keep_near
+        parts = offer(
+            rest,
+            *choose(origin[rest], home[rest], bound[rest], goal, topology, spare_slots, eagerness),
         )
-        parts = placed_picoseconds(origin[rest], home[rest], other_expert, other_quota, prices)
-        other_time = parts.sum(axis=1)
-        faster = other_time < time[rest]
-        replica_expert[rest[faster]], quota[rest[faster]] = (
-            other_expert[faster],
-            other_quota[faster],
-        )
-        time[rest[faster]] = other_time[faster]
-        if topology.nodes == 1:
+        if not several:
             rest = rest[~_near_ideal(parts, expert_tokens[rest], ranks, cost)]
             if not rest.size:
                 break
+    if several:
+        offer(rest, *even_dispatch(origin, home, replica_expert, quota))
     return replica_expert, quota
+
+
+def _split_picoseconds(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
+    topology: Topology,
+    cost: CostModel,
+) -> NDArray[np.int64]:
+    """Compute, dispatch and exposed copies with the split, all replicas copied: ``[L, 3]``."""
+    width = topology.ranks_per_node
+    tokens = split_by_source(load, home, replica_expert, quota, width)
+    copied = replica_expert >= 0
+    return layer_picoseconds(load, home, replica_expert, tokens, copied, width, cost.prices)[:, 1]
 
 
 def _near_ideal(

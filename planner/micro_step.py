@@ -51,21 +51,21 @@ def choose(
     goal: NDArray[np.int64],
     topology: Topology,
     spare_slots: int,
-    keep_near: bool = True,
+    eagerness: int = 1,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Replicas int32 and quotas int64 ``[L, P, R]``.
 
     origin: int64 ``[L, N, E]``, pairs that originate in each node. home: int32 ``[L, E]``.
     bound: int64 ``[L]``, the certificate. goal: int64 ``[L]``, pairs on the busiest rank that
-    suffice; 0 asks for the best balance. keep_near: whether pairs that then stay in their node
-    pay for copies across nodes.
+    suffice; 0 asks for the best balance. eagerness: as many times fewer pairs that then stay in
+    their node pay for a copy across nodes; with 0 none do.
     """
     ranks = topology.ranks
     expert_tokens = origin.sum(axis=1)
     if topology.nodes == 1:
         return choose_replicas(expert_tokens, home, bound, goal, ranks, spare_slots)
     replica_expert, quota, reached = _by_level(
-        origin, home, np.maximum(bound, goal), ranks, spare_slots, keep_near
+        origin, home, np.maximum(bound, goal), ranks, spare_slots, eagerness
     )
     if not reached.all():
         rest = ~reached
@@ -74,7 +74,7 @@ def choose(
             expert_tokens, home, bound[rest], goal[rest], ranks, spare_slots
         )
         threshold = placed_tokens(expert_tokens, home, flat, flat_quota).max(axis=1)
-        expert, pairs, reached = _by_level(origin, home, threshold, ranks, spare_slots, keep_near)
+        expert, pairs, reached = _by_level(origin, home, threshold, ranks, spare_slots, eagerness)
         choice = reached[:, None, None]
         replica_expert[rest] = np.where(choice, expert, flat)
         quota[rest] = np.where(choice, pairs, flat_quota)
@@ -87,12 +87,14 @@ def _by_level(
     threshold: NDArray[np.int64],
     ranks: int,
     spare_slots: int,
-    keep_near: bool,
+    eagerness: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
     """Replicas and quotas ``[L, P, R]``, and which layers reach ``threshold [L]``."""
     expert_tokens = origin.sum(axis=1)
     total = expert_tokens.sum(axis=1)
-    worth = np.maximum(total // isqrt(ranks * origin[0].size), 1) if keep_near else total + 1
+    worth = total + 1
+    if eagerness:
+        worth = np.maximum(total // (isqrt(ranks * origin[0].size) * eagerness), 1)
     replica_expert, quota = between_nodes(origin, home, threshold, worth, ranks, spare_slots)
     reached = inside_nodes(origin, expert_tokens, home, threshold, worth, replica_expert, quota)
     return replica_expert, quota, reached

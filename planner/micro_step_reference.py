@@ -24,7 +24,7 @@ def plan_layer(
     spare_slots: int,
     bound: int,
     goal: int,
-    keep_near: bool = True,
+    eagerness: int = 1,
 ) -> Replicas:
     """Replicas of one layer for ``load[p][e]``; ``goal`` 0 for none."""
     weight = {e: sum(row[e] for row in load) for e in home}
@@ -41,8 +41,9 @@ def plan_layer(
     ]
     total = sum(weight.values())
     worth = total + 1
-    if keep_near:
-        worth = max(total // isqrt(topology.ranks * topology.nodes * len(home)), 1)
+    if eagerness:
+        mean = isqrt(topology.ranks * topology.nodes * len(home))
+        worth = max(total // (mean * eagerness), 1)
     nodes = Nodes(topology, origin, worth)
 
     def blank() -> Draft:

@@ -182,7 +182,7 @@ class _Slots:
             self.threshold[layers, row],
             self.problem.topology,
             self.problem.spare_slots,
-            keep_near=micro_step == self.start,  # later on, it would cost residents
+            eagerness=int(micro_step == self.start),  # later on, it would cost residents
         )
         tokens = placed_tokens(weight, home, wanted, quota)
         first = self.excess[layers, row] < 0
@@ -200,7 +200,7 @@ class _Slots:
         if not layers.size:
             return
         wanted, quota = fastest_replicas(
-            problem.topology.by_node(problem.load[micro_step][layers]),
+            problem.load[micro_step][layers],
             problem.home[layers],
             self.bound[layers, row],
             problem.topology,

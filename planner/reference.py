@@ -252,6 +252,11 @@ def split_layer(
             return 1
         return 3 if node == topology.node_of(owner) else 2
 
+    sources = range(topology.ranks)
+    far = [
+        sum(row[e] for e in home if topology.node_of(home[e]) != topology.node_of(source))
+        for source, row in enumerate(load)
+    ]
     for wanted in range(5):
         for rank, slot in missing:
             expert = replicas[rank][slot][0]
@@ -259,15 +264,23 @@ def split_layer(
             limit = missing[rank, slot]
             if wanted == 1 and at_home:
                 limit = -(-limit // topology.nodes)
-            for source in range(topology.ranks):
-                found = distance(source, rank, home[expert])
-                if found == wanted or (wanted == 3 and at_home and found == 1):
-                    taken = min(limit, left[source][expert])
-                    limit -= taken
-                    missing[rank, slot] -= taken
-                    left[source][expert] -= taken
-                    before = tokens.get((source, rank, slot), 0)
-                    tokens[source, rank, slot] = before + taken
+            found = [(s, distance(s, rank, home[expert])) for s in sources]
+            group = [s for s, d in found if d == wanted or (wanted == 3 and at_home and d == 1)]
+            change = 0 if at_home else {0: -1, 1: -1, 3: 1, 4: 1}.get(wanted, 0)
+            while limit and (giving := [s for s in group if left[s][expert]]):
+                source, *others = giving
+                most = limit
+                if change and wanted in (1, 3):  # so that far evens out
+                    source, *others = sorted(giving, key=lambda s: change * far[s])
+                    gap = abs(far[source] - far[others[0]]) if others else limit
+                    most = max(gap, limit // topology.ranks_per_node, 1)
+                taken = min(limit, left[source][expert], most)
+                limit -= taken
+                missing[rank, slot] -= taken
+                left[source][expert] -= taken
+                far[source] += change * taken
+                before = tokens.get((source, rank, slot), 0)
+                tokens[source, rank, slot] = before + taken
     return tokens
 
 

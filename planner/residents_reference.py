@@ -246,7 +246,7 @@ class LayerSlots:
             self.spare_slots,
             self.bounds[m],
             self.thresholds[m],
-            keep_near=m == 0,
+            eagerness=int(m == 0),
         )
         tokens = Flow(self.weights[m], self.home, self.slots).tokens
         for rank, held in enumerate(wanted):

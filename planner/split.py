@@ -5,13 +5,15 @@ A replica with a quota takes pairs of its expert from the sources in this order:
 1. those that originate on the replica's own rank: they need not travel;
 2. those of its node, except the home's own: they stay in the node. In the home's node they would
    with the home as well, so there it takes them for one node's share of its quota only: what
-   crosses nodes should come to both alike;
+   crosses nodes should come to both alike. In another node they do not travel afar any more: first
+   those of the sources that send most afar, as dispatch takes as long as the slowest of them;
 3. those of other nodes than the home's: they cross nodes anyway;
-4. those of the home's node: at home they would not have crossed;
+4. those of the home's node: at home they would not have crossed; in another node first those of the
+   sources that send least afar;
 5. those of the home itself: at home they would not have travelled.
 
 Every class is served for all replicas of the layer before the next one starts, replicas by rank
-and slot, sources by rank. What no replica takes stays with the home.
+and slot, sources by rank where nothing else is said. What no replica takes stays with the home.
 """
 
 import numpy as np
@@ -41,25 +43,101 @@ def split_by_source(
     for layer in range(layers):
         left = load[layer].copy()
         missing = quota[layer].copy()
+        far = _sent_afar(load[layer], home[layer], ranks_per_node)
         for distance in range(CLASSES):
             for rank in range(ranks):
                 for slot in range(slots):
                     if missing[rank, slot] > 0:
                         expert = replica_expert[layer, rank, slot]
                         owner = home[layer, expert]
-                        wanted = missing[rank, slot]
-                        if distance == 1 and rank // ranks_per_node == owner // ranks_per_node:
-                            wanted = -(-wanted // (ranks // ranks_per_node))
-                        missing[rank, slot] -= _take(
+                        missing[rank, slot] -= _serve(
                             left[:, expert],
                             tokens[layer, :, rank, slot],
-                            wanted,
+                            missing[rank, slot],
                             distance,
                             rank,
                             owner,
                             ranks_per_node,
+                            far,
                         )
     return tokens
+
+
+@part
+def _sent_afar(
+    load: NDArray[np.int64], home: NDArray[np.int32], ranks_per_node: int
+) -> NDArray[np.int64]:
+    """Pairs of each source whose home is in another node: ``[P]``."""
+    ranks, experts = load.shape
+    far = np.zeros(ranks, np.int64)
+    if ranks_per_node < ranks:
+        for source in range(ranks):
+            for expert in range(experts):
+                if home[expert] // ranks_per_node != source // ranks_per_node:
+                    far[source] += load[source, expert]
+    return far
+
+
+@part
+def _serve(
+    left: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    wanted: int,
+    distance: int,
+    rank: int,
+    owner: int,
+    ranks_per_node: int,
+    far: NDArray[np.int64],
+) -> int:
+    """Move up to ``wanted`` pairs of one class from ``left`` to ``tokens``, both [P]; how many."""
+    start, home_start = rank - rank % ranks_per_node, owner - owner % ranks_per_node
+    if start == home_start:
+        if distance == 1:
+            wanted = -(-wanted // (len(left) // ranks_per_node))
+        return _take(left, tokens, wanted, distance, rank, owner, ranks_per_node)
+    if distance == 1:
+        return _take_evenly(left, tokens, wanted, start, ranks_per_node, owner, far, -1)
+    if distance == 3:
+        return _take_evenly(left, tokens, wanted, home_start, ranks_per_node, owner, far, 1)
+    taken = _take(left, tokens, wanted, distance, rank, owner, ranks_per_node)
+    if distance == 0:
+        far[rank] -= taken
+    elif distance == 4:
+        far[owner] += taken
+    return taken
+
+
+@part
+def _take_evenly(
+    left: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    wanted: int,
+    start: int,
+    ranks_per_node: int,
+    owner: int,
+    far: NDArray[np.int64],
+    change: int,
+) -> int:
+    """From a node's sources but the home, so that ``far`` evens out; a pair changes it by one."""
+    taken = 0
+    while taken < wanted:
+        first, second = -1, -1
+        for source in range(start, start + ranks_per_node):
+            if source == owner or left[source] == 0:
+                continue
+            if first < 0 or change * far[source] < change * far[first]:
+                first, second = source, first
+            elif second < 0 or change * far[source] < change * far[second]:
+                second = source
+        if first < 0:
+            break
+        gap = wanted if second < 0 else abs(far[first] - far[second])
+        piece = min(wanted - taken, left[first], max(gap, (wanted - taken) // ranks_per_node, 1))
+        left[first] -= piece
+        tokens[first] += piece
+        far[first] += change * piece
+        taken += piece
+    return taken
 
 
 @part

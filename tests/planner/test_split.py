@@ -42,6 +42,18 @@ def test_then_the_same_node_then_other_nodes_then_the_homes_node_and_the_home_la
     ]
 
 
+def test_of_a_node_the_source_that_sends_most_afar_is_served_first() -> None:
+    load = np.array([[0, 0], [0, 0], [0, 0], [4, 0], [4, 0], [4, 3]], np.int64)
+    expert, quota = np.full((1, 6, 1), -1, np.int32), np.zeros((1, 6, 1), np.int64)
+    home = np.array([[0, 1]], np.int32)
+    expert[0, 3], quota[0, 3] = 0, 4 + 3
+    served = split_by_source(load[None], home, expert, quota, 3)
+    assert served[0, :, 3, 0].tolist() == [0, 0, 0, 4, 0, 3]
+    quota[0, 3] = 4 + 5
+    served = split_by_source(load[None], home, expert, quota, 3)
+    assert served[0, :, 3, 0].tolist() == [0, 0, 0, 4, 1, 4]
+
+
 def test_beside_its_home_a_replica_takes_one_nodes_share_of_what_is_near_to_both() -> None:
     served = np.array(split([0, 4, 6, 6, 6, 6], owner=0, quotas={1: 13}))
     assert served[:, 1].tolist() == [0, 4, 6, 3, 0, 0]
