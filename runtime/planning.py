@@ -19,6 +19,7 @@ from foremoe.planner.policies import Policy
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.registration import RankRegistration
+from foremoe.rpc.worst_micro_step import WorstMicroStep
 from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
 from foremoe.runtime.step import Step
@@ -159,12 +160,32 @@ class PlanningRun:
         layers = len(self._job.group.layers)
         if not plans:
             return PlanningSummary.empty(layers, self._seconds)
-        before = [imbalance(home_tokens(plan.load, plan.home)) for plan in plans]
-        after = [imbalance(plan.rank_tokens()) for plan in plans]
+        before = np.stack([imbalance(home_tokens(plan.load, plan.home)) for plan in plans])
+        after = np.stack([imbalance(plan.rank_tokens()) for plan in plans])
         replicas = sum(plan.replicas() for plan in plans) / len(plans) / layers
         return PlanningSummary(
-            np.mean(before, axis=0), np.mean(after, axis=0), replicas, self._seconds
+            before.mean(axis=0),
+            after.mean(axis=0),
+            replicas,
+            self._seconds,
+            _worst(plans, before, after),
         )
+
+
+def _worst(
+    plans: list[Plan], before: NDArray[np.float64], after: NDArray[np.float64]
+) -> WorstMicroStep:
+    """Of ``plans`` and their imbalances ``[M, L]``."""
+    index = int(before.mean(axis=1).argmax())
+    plan = plans[index]
+    return WorstMicroStep(
+        index,
+        plan.load.sum(axis=1),
+        plan.home,
+        plan.replica_expert,
+        before[index].copy(),
+        after[index].copy(),
+    )
 
 
 def started_threads(count: int, prefix: str) -> ThreadPoolExecutor:

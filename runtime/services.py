@@ -211,6 +211,6 @@ class StatusService(StatusServiceServicer):
         self._coordinator = coordinator
 
     async def GetStatus(
-        self, _request: status_pb2.GetStatusRequest, _context: Any
+        self, request: status_pb2.GetStatusRequest, _context: Any
     ) -> status_pb2.GetStatusResponse:
-        return encode_status(self._coordinator.status())
+        return encode_status(self._coordinator.status(), request.worst_micro_steps_of)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.schedule import MicroStepSchedule
 from foremoe.rpc.status import LayerStatus, StageDetail, StageStatus
+from foremoe.rpc.worst_micro_step import WorstMicroStep
 from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.reports import StageReports
 from foremoe.vocabulary import Stage
@@ -34,13 +35,14 @@ class PlanningSummary:
     """What planning gained, and how long it took.
 
     imbalance_before, imbalance_after: float64 ``[L]``, means over micro-steps.
-    replicas: mean over micro-steps and layers.
+    replicas: mean over micro-steps and layers. worst: None where there are no plans.
     """
 
     imbalance_before: NDArray[np.float64]
     imbalance_after: NDArray[np.float64]
     replicas: float
     seconds: float
+    worst: WorstMicroStep | None = None
 
     @classmethod
     def empty(cls, layers: int, seconds: float = 0.0) -> "PlanningSummary":
@@ -59,9 +61,10 @@ def stage_bytes(
     report_bytes = StageReports.stored_bytes(micro_steps, layers, ranks)
     names = sum(len(ids) for micro_step in schedule for ids in micro_step.ranks)
     home_bytes = layers * shape.num_experts * 4
+    worst_bytes = layers * (shape.num_experts * 8 + 16)  # its plan is among the others
     return (
         micro_steps * layers * loads * shape.num_experts * 8,
-        micro_steps * plan_bytes + report_bytes + home_bytes + names * 128,
+        micro_steps * plan_bytes + report_bytes + home_bytes + worst_bytes + names * 128,
     )
 
 
@@ -136,4 +139,5 @@ class StageRecord:
             status=self.status(),
             layers=tuple(LayerStatus(*row) for row in columns),
             busiest_ranks=self.reports.busiest_ranks() if self.reports.any_reported else (),
+            worst_micro_step=summary.worst,
         )

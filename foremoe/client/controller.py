@@ -143,9 +143,13 @@ class ControllerClient:
         """End a step and free all that the daemon keeps for it; releasing it again is fine."""
         self._ask(ScheduleServiceStub, "ReleaseStep", release_request(step))
 
-    def status(self) -> RuntimeStatus:
-        """A snapshot of what the daemon holds."""
-        return decode_status(self._ask(StatusServiceStub, "GetStatus", GetStatusRequest()))
+    def status(self, worst_micro_steps_of: str = "") -> RuntimeStatus:
+        """A snapshot of what the daemon holds.
+
+        worst_micro_steps_of: an EP group whose latest stages come with their worst micro-step.
+        """
+        request = GetStatusRequest(worst_micro_steps_of=worst_micro_steps_of)
+        return decode_status(self._ask(StatusServiceStub, "GetStatus", request))
 
     def close(self) -> None:
         """Close the channel; a later call opens another."""

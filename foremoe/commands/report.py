@@ -14,11 +14,13 @@ Without RUN the daemon is asked what it holds.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foremoe.commands.daemon_address import add_address
+from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.errors import InvalidInputError
+from foremoe.rpc.credentials import Credentials
 from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 from foremoe.vocabulary import Stage
 
@@ -34,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "run", nargs="*", type=Path, metavar="RUN", help="files or folders; none: ask the daemon"
     )
     add_address(parser, "--connect", "a daemon that listens on TCP")
+    add_credentials(parser)
     parser.add_argument(
         "--out",
         type=Path,
@@ -108,15 +111,23 @@ def _chapters(options: argparse.Namespace) -> "list[Chapter]":
     elif options.cluster or options.stage:
         raise InvalidInputError("--cluster and --stage: they need --model as well")
     if not options.run:
-        return _daemon_chapters(options.address)
+        return _daemon_chapters(options.address, credentials_of(options))
     return [
         chapter for path in options.run for chapter in chapters_of(path, options.nodes, hardware)
     ]
 
 
-def _daemon_chapters(address: str) -> "list[Chapter]":
+def _daemon_chapters(address: str, credentials: Credentials) -> "list[Chapter]":
+    """One for each EP group, as worst micro-steps are told of one at a time."""
     from foremoe.client.controller import ControllerClient
     from foremoe.report.daemon_chapter import daemon_chapters
 
-    with ControllerClient(address) as client:
-        return daemon_chapters(client.status(), address)
+    with ControllerClient(address, credentials=credentials) as client:
+        status = client.status()
+        groups = tuple(
+            group
+            for named in status.ep_groups
+            for group in client.status(named.ep_group).ep_groups
+            if group.ep_group == named.ep_group
+        )
+    return daemon_chapters(replace(status, ep_groups=groups), address)

@@ -1,19 +1,26 @@
 """Chapters on a running daemon: one for each EP group, from its status."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from foremoe.errors import NotReadyError
 from foremoe.report.chart import Chapter, Chart, Fact, Numbers, new_drawing
+from foremoe.report.heatmap import heatmap_of
 from foremoe.report.style import ACCENT, FAINT, INK, MUTED, horizontal_grid
 from foremoe.rpc.status import EpGroupStatus, RuntimeStatus, StageDetail, StageStatus
 
-MISSING = "load by layer and expert, traffic, timeline: the daemon keeps none of them"
+MISSING = (
+    "timeline, traffic: ranks tell the daemon sums only; foremoe serve --timeline FOLDER and "
+    "AttachOptions(timeline=FOLDER) record when what happened, for foremoe report FOLDER"
+)
 
 
 def daemon_chapters(status: RuntimeStatus, address: str) -> list[Chapter]:
-    """Raises NotReadyError while no stage has been planned."""
+    """Stages have the heat map where ``status`` comes with their worst micro-step.
+
+    Raises NotReadyError while no stage has been planned.
+    """
     chapters = [
         _chapter(group, _stages(status, group.ep_group), address)
         for group in status.ep_groups
@@ -36,7 +43,7 @@ def _stages(status: RuntimeStatus, ep_group: str) -> list[tuple[int, StageStatus
 def _chapter(
     group: EpGroupStatus, stages: Sequence[tuple[int, StageStatus]], address: str
 ) -> Chapter:
-    charts = [_layers(detail) for detail in group.latest]
+    charts = [chart for detail in group.latest for chart in _stage(detail)]
     if timed := [(step, stage) for step, stage in stages if stage.reported and stage.seconds > 0]:
         charts.append(_planning(timed))
     last = group.latest[-1].status
@@ -56,6 +63,18 @@ def _chapter(
         charts,
         [MISSING],
     )
+
+
+def _stage(detail: StageDetail) -> Iterator[Chart]:
+    yield _layers(detail)
+    if detail.worst_micro_step is not None:
+        stage = detail.status.stage
+        yield heatmap_of(
+            detail.worst_micro_step,
+            [layer.layer for layer in detail.layers],
+            f"heatmap-{stage}",
+            f"{str(stage).capitalize()} of step {detail.step} at its worst",
+        )
 
 
 def _layers(detail: StageDetail) -> Chart:

@@ -1,75 +1,88 @@
 """Layer by expert: the load of the worst micro-step, its replicas, and what they gain."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from foremoe.planner.plan import Plan
 from foremoe.report.chart import Chart, Numbers, new_drawing
 from foremoe.report.plans_run import PlansRun
-from foremoe.report.style import ACCENT, FAINT, HEAT, INK, MUTED, PAPER, WIDTH, bare, whole_numbers
+from foremoe.report.style import ACCENT, FAINT, HEAT, INK, MUTED, PAPER, WIDTH, bare
+from foremoe.rpc.worst_micro_step import WorstMicroStep
 
 MAX_LABELS = 16
+MAX_LAYER_LABELS = 24
 MAX_MARKS = 4000  # more are drawn as one image, to keep the page small
 
 
 def heatmap(run: PlansRun) -> Chart:
     """Of the micro-step whose layers are the most imbalanced before."""
     before, after = run.before(), run.after()
-    worst = int(before.mean(axis=1).argmax())
-    plan = run.plans[worst]
-    layers, ranks, experts = plan.load.shape
-    order = np.argsort(plan.home, axis=1, kind="stable")
-    pairs = np.take_along_axis(plan.load.sum(axis=1), order, axis=1)
+    index = int(before.mean(axis=1).argmax())
+    plan = run.plans[index]
+    worst = WorstMicroStep(
+        index, plan.load.sum(axis=1), plan.home, plan.replica_expert, before[index], after[index]
+    )
+    return heatmap_of(worst, range(len(plan.home)), "heatmap", "At its worst")
+
+
+def heatmap_of(worst: WorstMicroStep, layers: Sequence[int], slug: str, when: str) -> Chart:
+    """layers: their names. when: how the finding begins."""
+    rows, experts = worst.load.shape
+    ranks = worst.replica_expert.shape[1]
+    order = np.argsort(worst.home, axis=1, kind="stable")
+    pairs = np.take_along_axis(worst.load, order, axis=1)
     heat = pairs * experts / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
-    drawing = new_drawing(min(1.6 + 0.16 * layers, 9.0))
+    placed = (worst.replica_expert >= 0).sum(axis=(1, 2))
+    before, after = worst.imbalance_before, worst.imbalance_after
+    drawing = new_drawing(min(1.6 + 0.16 * rows, 9.0))
     left, right = drawing.subplots(1, 2, sharey=True, width_ratios=(5, 1))
     image = left.imshow(heat, cmap=HEAT, vmin=0, aspect="auto", interpolation="none")
     image.set_gid("heat")
-    _replicas(left, plan, order)
+    _replicas(left, worst.replica_expert, order)
     for rank in range(1, ranks):
         left.axvline(rank * experts / ranks - 0.5, color=FAINT, linewidth=0.6)
-    _axes(left, ranks, experts)
+    _axes(left, ranks, experts, layers)
     bar = drawing.colorbar(image, ax=left, location="top", aspect=60, shrink=0.4, anchor=(0, 0))
     bar.set_label("pairs of the expert / mean of its layer", loc="left")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0)
-    _gain(right, before[worst], after[worst])
+    _gain(right, before, after)
     finding = (
-        f"At its worst (micro-step {worst}) one expert gets {heat.max():.1f}x the mean; "
-        f"{plan.replicas()} replicas bring {before[worst].mean():.2f} to {after[worst].mean():.3f}"
+        f"{when} (micro-step {worst.micro_step}) one expert gets {heat.max():.1f}x the mean; "
+        f"{placed.sum()} replicas bring {before.mean():.2f} to {after.mean():.3f}"
     )
     return Chart(
-        "heatmap",
+        slug,
         finding,
         "Left: load of the micro-step with the highest imbalance; each column is an expert, "
         "grouped by home rank, and a dot is its replicas, the larger the more of them. "
         "Right: every layer's imbalance before (grey) and after (blue).",
-        f"Heat map of {layers} layers by {experts} experts with {plan.replicas()} replicas. "
-        f"{finding}.",
+        f"Heat map of {rows} layers by {experts} experts with {placed.sum()} replicas. {finding}.",
         drawing,
         Numbers(
-            ("layer row", "hottest expert / mean", "replicas", "before", "after"),
+            ("layer", "hottest expert / mean", "replicas", "before", "after"),
             [
                 (
                     layer,
-                    float(heat[layer].max()),
-                    int((plan.replica_expert[layer] >= 0).sum()),
-                    float(before[worst, layer]),
-                    float(after[worst, layer]),
+                    float(heat[row].max()),
+                    int(placed[row]),
+                    float(before[row]),
+                    float(after[row]),
                 )
-                for layer in range(layers)
+                for row, layer in enumerate(layers)
             ],
         ),
     )
 
 
-def _replicas(axes: Axes, plan: Plan, order: NDArray[np.int64]) -> None:
+def _replicas(axes: Axes, replica_expert: NDArray[np.int32], order: NDArray[np.int64]) -> None:
     """A dot on every expert that has replicas."""
-    layers, _, experts = plan.load.shape
+    layers, experts = order.shape
     counts = np.zeros((layers, experts), np.int64)
-    layer, rank, slot = np.nonzero(plan.replica_expert >= 0)
-    np.add.at(counts, (layer, plan.replica_expert[layer, rank, slot]), 1)
+    layer, rank, slot = np.nonzero(replica_expert >= 0)
+    np.add.at(counts, (layer, replica_expert[layer, rank, slot]), 1)
     counts = np.take_along_axis(counts, order, axis=1)
     row, column = np.nonzero(counts)
     cell = min(0.75 * WIDTH * 72 / experts, 11.0)  # points
@@ -81,13 +94,14 @@ def _replicas(axes: Axes, plan: Plan, order: NDArray[np.int64]) -> None:
         dots.set_rasterized(len(row) > MAX_MARKS)
 
 
-def _axes(axes: Axes, ranks: int, experts: int) -> None:
+def _axes(axes: Axes, ranks: int, experts: int, layers: Sequence[int]) -> None:
     step = -(-ranks // MAX_LABELS)
     shown = np.arange(0, ranks, step)
     axes.set_xticks((shown + 0.5) * experts / ranks - 0.5, [f"rank {rank}" for rank in shown])
     axes.set_xlabel(f"{experts} experts by home rank")
     axes.set_ylabel("layer")
-    whole_numbers(axes.yaxis)
+    rows = range(0, len(layers), -(-len(layers) // MAX_LAYER_LABELS))
+    axes.set_yticks(rows, [str(layers[row]) for row in rows])
     bare(axes)
 
 

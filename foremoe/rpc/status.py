@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from foremoe.errors import VersionError
 from foremoe.rpc.stages import decode_stage, encode_stage
 from foremoe.rpc.v1 import status_pb2
+from foremoe.rpc.worst_micro_step import WorstMicroStep, decode_worst, encode_worst
 from foremoe.vocabulary import Stage
 
 
@@ -83,12 +84,16 @@ class RankStatus:
 
 @dataclass(frozen=True, slots=True)
 class StageDetail:
-    """A stage by layer, and its busiest ranks, busiest first."""
+    """A stage by layer, and its busiest ranks, busiest first.
+
+    worst_micro_step: a client has it where it was asked for and the stage is planned.
+    """
 
     step: int
     status: StageStatus
     layers: tuple[LayerStatus, ...]
     busiest_ranks: tuple[RankStatus, ...]
+    worst_micro_step: WorstMicroStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +151,15 @@ _STATE_NAMES = {int(value): state for state, value in _STATES.items()}
 _Kind = TypeVar("_Kind")
 
 
-def encode_status(status: RuntimeStatus) -> status_pb2.GetStatusResponse:
+def encode_status(
+    status: RuntimeStatus, worst_micro_steps_of: str = ""
+) -> status_pb2.GetStatusResponse:
+    """Worst micro-steps are large: only those of the EP group named are sent."""
     nested: dict[str, Any] = {
-        "ep_groups": [_encode_group(group) for group in status.ep_groups],
+        "ep_groups": [
+            _encode_group(group, with_worst=group.ep_group == worst_micro_steps_of)
+            for group in status.ep_groups
+        ],
         "steps": [_encode_step(step) for step in status.steps],
         "released": [_encode_step(step) for step in status.released],
     }
@@ -165,13 +176,18 @@ def decode_status(message: status_pb2.GetStatusResponse) -> RuntimeStatus:
     )
 
 
-def _encode_group(group: EpGroupStatus) -> status_pb2.EpGroupStatus:
+def _encode_group(group: EpGroupStatus, *, with_worst: bool) -> status_pb2.EpGroupStatus:
     latest = [
         status_pb2.StageDetail(
             step=detail.step,
             status=_encode_stage(detail.status),
             layers=[status_pb2.LayerStatus(**asdict(layer)) for layer in detail.layers],
             busiest_ranks=[status_pb2.RankStatus(**asdict(rank)) for rank in detail.busiest_ranks],
+            worst_micro_step=(
+                encode_worst(detail.worst_micro_step)
+                if with_worst and detail.worst_micro_step is not None
+                else None
+            ),
         )
         for detail in group.latest
     ]
@@ -185,6 +201,11 @@ def _decode_group(message: status_pb2.EpGroupStatus) -> EpGroupStatus:
             status=_decode_stage(detail.status),
             layers=tuple(_decode(LayerStatus, layer) for layer in detail.layers),
             busiest_ranks=tuple(_decode(RankStatus, rank) for rank in detail.busiest_ranks),
+            worst_micro_step=(
+                decode_worst(detail.worst_micro_step)
+                if detail.HasField("worst_micro_step")
+                else None
+            ),
         )
         for detail in message.latest
     )

@@ -1,3 +1,4 @@
+from foremoe.rpc.v1 import array_pb2 as _array_pb2
 from foremoe.rpc.v1 import stage_pb2 as _stage_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -24,8 +25,10 @@ STEP_STATE_EXECUTING: StepState
 STEP_STATE_RELEASED: StepState
 
 class GetStatusRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("worst_micro_steps_of",)
+    WORST_MICRO_STEPS_OF_FIELD_NUMBER: _ClassVar[int]
+    worst_micro_steps_of: str
+    def __init__(self, worst_micro_steps_of: _Optional[str] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
     __slots__ = ("version", "daemon_id", "pid", "uptime_seconds", "stored_bytes", "stored_bytes_limit", "ep_groups", "steps", "released")
@@ -133,16 +136,34 @@ class PathStatus(_message.Message):
     def __init__(self, path: _Optional[str] = ..., copies: _Optional[int] = ..., copied_bytes: _Optional[int] = ...) -> None: ...
 
 class StageDetail(_message.Message):
-    __slots__ = ("step", "status", "layers", "busiest_ranks")
+    __slots__ = ("step", "status", "layers", "busiest_ranks", "worst_micro_step")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     BUSIEST_RANKS_FIELD_NUMBER: _ClassVar[int]
+    WORST_MICRO_STEP_FIELD_NUMBER: _ClassVar[int]
     step: int
     status: StageStatus
     layers: _containers.RepeatedCompositeFieldContainer[LayerStatus]
     busiest_ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
-    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[StageStatus, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerStatus, _Mapping]]] = ..., busiest_ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ...) -> None: ...
+    worst_micro_step: WorstMicroStep
+    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[StageStatus, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerStatus, _Mapping]]] = ..., busiest_ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., worst_micro_step: _Optional[_Union[WorstMicroStep, _Mapping]] = ...) -> None: ...
+
+class WorstMicroStep(_message.Message):
+    __slots__ = ("micro_step", "load", "home", "replica_expert", "imbalance_before", "imbalance_after")
+    MICRO_STEP_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_EXPERT_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    micro_step: int
+    load: _array_pb2.Array
+    home: _array_pb2.Array
+    replica_expert: _array_pb2.Array
+    imbalance_before: _array_pb2.Array
+    imbalance_after: _array_pb2.Array
+    def __init__(self, micro_step: _Optional[int] = ..., load: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., home: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., replica_expert: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., imbalance_before: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., imbalance_after: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
 
 class LayerStatus(_message.Message):
     __slots__ = ("layer", "imbalance_before", "imbalance_after", "imbalance_measured", "exposed_seconds")
