@@ -1,4 +1,4 @@
-"""Transformers 5: ForeMoE as a registered expert-parallel implementation.
+"""Transformers 5: ForeMoE as a registered expert-parallel implementation and experts function.
 
     register()
     model = AutoModelForCausalLM.from_pretrained(
@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from foremoe.errors import InvalidInputError
 from foremoe.integrations.attached import Attached
-from foremoe.integrations.transformers_experts import kind_of
+from foremoe.integrations.transformers_experts import kind_of, whole_experts
 from foremoe.integrations.transformers_routers import LAYER, hook_routers
 from foremoe.integrations.versions import supported
 from foremoe.training.attachment import AttachOptions, open_session
@@ -38,6 +38,7 @@ with supported("transformers"):
         EPImplementation,
         EPImplementationInterface,
     )
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 NAME = "foremoe"
 
@@ -94,8 +95,13 @@ class ForemoeExpertParallel(EPImplementation):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Make ``ep_implementation="foremoe"`` known to Transformers; calling it again is harmless."""
+    """Make the name ``foremoe`` known to Transformers; calling it again is harmless.
+
+    As ``ep_implementation`` it divides the experts; as ``experts_implementation`` of a model whose
+    experts are not divided it computes them in the same way, and takes replayed padding.
+    """
     EPImplementationInterface.register(NAME, ForemoeExpertParallel)
+    ALL_EXPERTS_FUNCTIONS.register(NAME, whole_experts)
 
 
 def attach(

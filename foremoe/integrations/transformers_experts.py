@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from foremoe.errors import InvalidInputError
+from foremoe.routing.balance_losses import count_experts
 from foremoe.training.expert_function import Differentiated, ExpertFunction, GatedMlp
+from foremoe.training.expert_parallel import weighted_sum
 
 _GATED = {"gate_up": "gate_up_proj", "down": "down_proj"}
 _CLAMPED = ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")
@@ -25,6 +27,26 @@ class ExpertKind:
     def tensors(self, experts: nn.Module) -> dict[str, Tensor]:
         """The module's current tensors ``[E / P, ...]``; local ones inside its forward."""
         return {name: getattr(experts, attribute) for name, attribute in self.parameters.items()}
+
+
+def whole_experts(
+    experts: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
+) -> Tensor:
+    """An experts function for Transformers: all of ``experts`` are on this rank.
+
+    hidden_states: ``[T, H]``. top_k_index, top_k_weights: ``[T, K]``; a pair whose id is no expert
+    (a replay's padding, what other expert-parallel implementations mask) is left out. Returns
+    ``[T, H]``. Raises InvalidInputError for experts of a kind that is not known.
+    """
+    kind = kind_of(experts)
+    tensors = kind.tensors(experts)
+    num_experts = len(next(iter(tensors.values())))
+    ids = top_k_index.reshape(-1)
+    ids = ids.masked_fill(ids >= num_experts, -1)
+    pair = ids.argsort(stable=True)[(ids < 0).sum() :]
+    rows = hidden_states.index_select(0, pair // top_k_index.shape[-1])
+    counts: list[int] = count_experts(ids, num_experts).tolist()
+    return weighted_sum(kind.function.at_home(rows, counts, tensors), pair, top_k_weights)
 
 
 def kind_of(experts: nn.Module) -> ExpertKind:

@@ -86,12 +86,19 @@ def run_experts(
         output = _compute(received, home, work, expert)
     with work.during("dispatch", "combine"):
         output = exchange_rows(output, received.receive, received.send, group, after_combine)
-    pair_output = hidden.new_zeros(expert_ids.numel(), hidden.shape[-1])
-    pair_output = pair_output.index_copy(0, pair, output)
+    summed = weighted_sum(output, pair, weights)
     work.forward_done()
-    pair_output = pair_output.view(*expert_ids.shape, hidden.shape[-1])
-    # Routers may weigh in a wider type than the model's.
-    return torch.einsum("tk,tkh->th", weights, pair_output.to(weights.dtype)).to(hidden.dtype)
+    return summed
+
+
+def weighted_sum(output: Tensor, pair: Tensor, weights: Tensor) -> Tensor:
+    """Outputs ``[N, H]`` of the pairs ``pair [N]`` times their ``weights [T, K]``, by token."""
+    pair_output = output.new_zeros(weights.numel(), output.shape[-1])
+    pair_output = pair_output.index_copy(0, pair, output)
+    pair_output = pair_output.view(*weights.shape, output.shape[-1])
+    # Routers may weigh in another type than the model's: the wider of both.
+    wide = torch.promote_types(weights.dtype, output.dtype)
+    return torch.einsum("tk,tkh->th", weights.to(wide), pair_output.to(wide)).to(output.dtype)
 
 
 def when_backward_ends(hidden: Tensor, done: Callable[[], None]) -> Tensor:

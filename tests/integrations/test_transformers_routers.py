@@ -8,8 +8,10 @@ import transformers
 from torch import Tensor
 
 from foremoe.errors import InvalidInputError
+from foremoe.integrations.transformers import register
 from foremoe.integrations.transformers_routers import Softmax, hook_routers, selection_biases
 from foremoe.routing.balance_losses import count_experts
+from foremoe.routing.replay import NO_EXPERT
 from foremoe.routing.router_losses import LossWeights, RouterLosses
 from foremoe.routing.selection_bias import BiasBalancer
 from tests.integrations.transformers_models import FAMILIES, VOCABULARY
@@ -71,6 +73,46 @@ def test_a_router_that_weighs_otherwise_is_refused() -> None:
     hook_routers(model, [1])
     with pytest.raises(InvalidInputError, match="Qwen3MoeTopKRouter of layer 1 weighs experts"):
         model(batch())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_experts_function_is_the_stock_models(family: str) -> None:
+    """The same loss and gradients; -1 and ids past the experts, as others mask, count nothing."""
+    register()
+    losses, gradients = [], []
+    for implementation in ("eager", "foremoe"):
+        model = build(family).double()
+        model.set_experts_implementation(implementation)
+        loss = model(batch(), labels=batch()).loss
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert gradients[1].keys() == gradients[0].keys()
+    for name, expected in gradients[0].items():
+        assert torch.allclose(gradients[1][name], expected, rtol=0, atol=1e-12), name
+    experts = next(m for name, m in model.named_modules() if name.endswith(".experts"))
+    hidden = torch.randn(3, 32, dtype=torch.float64)
+    weights = torch.ones(3, 2, dtype=torch.float64)
+    output = experts(hidden, torch.tensor([[1, -1], [-1, 8], [1, 8]]), weights)
+    assert torch.equal(output[1], torch.zeros(32))
+    alone = experts(hidden, torch.ones(3, 1, dtype=torch.int64), weights[:, :1])
+    torch.testing.assert_close(output[[0, 2]], alone[[0, 2]])
+
+
+def test_padding_is_replayed_where_experts_are_not_divided() -> None:
+    register()
+    model = build("qwen3_moe")
+    model.set_experts_implementation("foremoe")
+    replay, _ = hook_routers(model, [1, 2])
+    with replay.record() as recorded:
+        live = model(batch()).logits
+    ids = recorded()
+    ids[-1] = NO_EXPERT
+    with replay.replay(ids):
+        padded = model(batch()).logits
+    torch.testing.assert_close(padded.flatten(0, 1)[:-1], live.flatten(0, 1)[:-1])
+    assert not torch.allclose(padded[-1, -1], live[-1, -1])
 
 
 def test_a_dense_layer_has_no_router() -> None:
