@@ -138,6 +138,11 @@ class TransferEngine:
             _log.info("replicas are %s", budget.reason)
 
     @property
+    def device(self) -> torch.device:
+        """Of slots and weights."""
+        return self._pool.device
+
+    @property
     def spans(self) -> SpanRecorder:
         """Where this rank's spans are recorded."""
         return self._statistics.spans

@@ -78,6 +78,28 @@ class CudaTicket(Ticket):
         return milliseconds / 1e3
 
 
+class HostTicket(Ticket):
+    """The moment at which it was made, where calls return when their work is done."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def wait(self) -> None:
+        pass
+
+    def done(self) -> bool:
+        return True
+
+    def seconds_since(self, earlier: Ticket) -> float:
+        assert isinstance(earlier, HostTicket)
+        return self._at - earlier._at
+
+
+def moment(device: torch.device) -> Ticket:
+    """Now, in the device's time: when it has done the current stream's work so far."""
+    return CudaTicket(timed=True) if device.type == "cuda" else HostTicket()
+
+
 def mark(device: torch.device, timed: bool = False) -> Ticket:
     """The current stream's last work so far. timed: for ``seconds_since``."""
     return CudaTicket(timed) if device.type == "cuda" else DONE

@@ -91,7 +91,7 @@ class RoutingReplay:
             return self._replayed(layer, chosen, scores)
         if self._recorded is not None:
             if self._valid is not None:
-                left_out = ~self._valid.unsqueeze(-1)
+                left_out = ~self._valid.to(chosen.device).unsqueeze(-1)
                 chosen = chosen.masked_fill(left_out, NO_EXPERT)
                 weights = weights.masked_fill(left_out, 0.0)
             self._recorded[position] = chosen.to(torch.int16)
@@ -104,6 +104,7 @@ class RoutingReplay:
                 f"replay: layer {layer} routes {len(chosen)} tokens, "
                 f"but {len(self._given)} tokens of routing were given"
             )
+        self._given = self._given.to(chosen.device)
         if self.mismatch is not None:
             self.mismatch.compare(layer, chosen, self._given)
         given = self._given[:, self._position[layer]]

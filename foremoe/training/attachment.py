@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch.optim import Optimizer
@@ -28,6 +29,8 @@ from foremoe.transfer.engine import TransferEngine
 from foremoe.transfer.gradients import ReturnedGradient
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.slab import SlabLayout
+from foremoe.transfer.torch_wire import new_nccl_group
+from foremoe.transfer.transport import cuda_device
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class AttachOptions:
     move_staging_bytes: most memory taken while homes move.
     timeline: a folder, the same on all ranks; when the session closes, this rank writes there what
     ran when, the newest spans of it, for ``foremoe report``. None records nothing.
+    untested_cuda: take weights on CUDA devices too; no GPU has run any of it yet.
     """
 
     address: str | None
@@ -65,6 +69,7 @@ class AttachOptions:
     verify_copies: bool = False
     move_staging_bytes: int = STAGING_BYTES
     timeline: Path | None = None
+    untested_cuda: bool = False
 
 
 def open_session(
@@ -79,20 +84,17 @@ def open_session(
     move: at the beginning of a stage to where the daemon's plans expect them, and by
     ``session.move_homes``. Without, homes stay.
 
-    Raises InvalidInputError for weights that are not on the CPU, or are not among the optimizers'
-    parameters; ConflictError on every rank when only some have optimizers or the daemon refuses one
-    of them.
+    Raises InvalidInputError for weights on a device that is not supported (``untested_cuda``), or
+    that are not among the optimizers' parameters; ConflictError on every rank when only some have
+    optimizers or the daemon refuses one of them.
     """
-    if not homes or homes[0].device.type != "cpu":
-        raise InvalidInputError(
-            "attach: needs at least one MoE layer with its weights on the CPU; "
-            "transports for CUDA exist, but none of it was ever run there"
-        )
+    device = _device(homes, options)
     if optimizers:
         for one in homes:
             check_optimizers(one.layer, one.parameters, optimizers)
-    layout, in_order = _layout(homes, group, options, moves_homes=bool(optimizers))
+    # Objects and figures of the CPU go over gloo; the EP group's backend may take none.
     control_group, peer_group = _gloo_like(group), _gloo_like(group)
+    layout, in_order = _layout(homes, control_group, options, moves_homes=bool(optimizers))
     spans = _recorder(layout, options)
     client = _client(layout, control_group, options, spans, moves_homes=bool(optimizers))
     slab = SlabLayout.from_shapes(homes[0].shapes(), homes[0].dtype)
@@ -113,6 +115,8 @@ def open_session(
         wait_seconds=options.wait_seconds,
         home=layout.home,
         checksums=options.verify_copies,
+        device=device,
+        device_group=_nccl_like(group) if device.type == "cuda" else None,
         spans=spans,
     )
     mover = None
@@ -137,6 +141,30 @@ def open_session(
         plan_wait_seconds=options.plan_wait_seconds,
         mover=mover,
     )
+
+
+def _device(homes: Sequence[HomeExperts], options: AttachOptions) -> torch.device:
+    """Where the weights are. Raises InvalidInputError where the rest could not follow."""
+    devices = {one.device for one in homes}
+    if len(devices) != 1:
+        raise InvalidInputError(
+            "attach: needs at least one MoE layer, and all experts of a rank on one device, not on "
+            f"{sorted(map(str, devices))}"
+        )
+    device = devices.pop()
+    if device.type == "cuda" and options.untested_cuda:
+        if device != (current := cuda_device()):
+            raise InvalidInputError(
+                f"attach: the weights are on {device} but {current} is current; "
+                f"call torch.cuda.set_device({device.index}) first"
+            )
+        log.warning("untested: the weights are on %s; no GPU has run this code yet", device)
+    elif device.type != "cpu":
+        raise InvalidInputError(
+            f"attach: the weights are on {device}, and no GPU has run this code yet; put them on "
+            "the CPU, or try CUDA with AttachOptions(untested_cuda=True)"
+        )
+    return device
 
 
 def _add_gradients(homes: Mapping[int, HomeExperts], returned: Sequence[ReturnedGradient]) -> None:
@@ -187,6 +215,12 @@ def _gloo_like(group: dist.ProcessGroup) -> dist.ProcessGroup:
     )
     assert isinstance(created, dist.ProcessGroup)
     return created
+
+
+def _nccl_like(group: dist.ProcessGroup) -> dist.ProcessGroup | None:
+    if not dist.is_nccl_available():
+        return None
+    return new_nccl_group(dist.get_process_group_ranks(group))
 
 
 def _recorder(layout: GroupLayout, options: AttachOptions) -> SpanRecorder:

@@ -5,21 +5,26 @@ measures how long it takes from one hook point to the next, without what it wait
 weights change the ranks exchange the figures, and the shortest of each is the group's estimate: a
 rank that waited for another one's copies took longer. From then on the passing of a hook point, in
 the same order on all ranks, says what time it is.
+
+On a CUDA device the host runs ahead of what it has enqueued, so there the device is measured, by
+events.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from foremoe.transfer.schedule.links import NEVER
+from foremoe.transfer.ticket import Ticket, moment
 from foremoe.vocabulary import Stage
 
 NEW_SHARE = 0.3  # of a later measurement
 _STAGES = tuple(Stage)
+_SETTLE_SECONDS = 300.0  # for a device to reach the end of a micro-step
 
 
 class Point(IntEnum):
@@ -52,17 +57,44 @@ class Pace:
         return self.total_ns // max(1, self.pairs)
 
 
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Up to the hook point of this index, without waits."""
+
+    index: int
+    begun: Ticket
+    ended: Ticket
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A micro-step as it was."""
+
+    stretches: list[_Stretch] = field(default_factory=list)
+    pairs: int = 0
+
+    def took(self, layers: int) -> NDArray[np.float64]:
+        """Seconds from each hook point to the next, and the pairs: ``[4 L + 2]``."""
+        self.stretches[-1].ended.settle(_SETTLE_SECONDS, "a micro-step")
+        took = np.zeros(4 * layers + 2)
+        for one in self.stretches:
+            took[one.index] += one.ended.seconds_since(one.begun)
+        took[-1] = self.pairs
+        return took
+
+
 class MicroStepClock:
     """Measures this rank's micro-steps, and tells the group's time; 0 while there is no estimate.
 
     Layers are named by their position.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, device: torch.device) -> None:
+        """device: that computes."""
         self._layers = layers
+        self._device = device
         self._paces: dict[Stage, Pace] = {}
-        self._measured: dict[Stage, list[NDArray[np.float64]]] = {stage: [] for stage in Stage}
-        self._since = 0.0
+        self._measured: dict[Stage, list[_Run]] = {stage: [] for stage in Stage}
         self.restart()
 
     def restart(self) -> None:
@@ -72,11 +104,11 @@ class MicroStepClock:
     def begin(self, stage: Stage) -> None:
         """A micro-step begins."""
         self._stage = stage
-        self._took = np.zeros(4 * self._layers + 2)
+        self._run = _Run()
         self._begun_ns = self.now_ns = self._ended_ns
         if pace := self._paces.get(stage):
             self._ended_ns = self._begun_ns + pace.total_ns
-        self._since = time.monotonic()
+        self._since = moment(self._device)
 
     def reach(self, point: Point, position: int) -> None:
         """A hook point is passed."""
@@ -87,13 +119,13 @@ class MicroStepClock:
 
     def resume(self) -> None:
         """The time since the last hook point was spent waiting for copies."""
-        self._since = time.monotonic()
+        self._since = moment(self._device)
 
     def end(self, pairs: int) -> None:
         """The micro-step has ended; ``pairs`` were computed here. Only these are measured."""
-        self._add(-2)
-        self._took[-1] = pairs
-        self._measured[self._stage].append(self._took)
+        self._add(4 * self._layers)
+        self._run.pairs = pairs
+        self._measured[self._stage].append(self._run)
 
     def due_ns(self, point: Point, position: int, micro_steps_ahead: int) -> int:
         """When a layer gets to ``point`` in this micro-step or a later one; NEVER if unknown."""
@@ -109,11 +141,16 @@ class MicroStepClock:
         return 0 if pace is None else pairs * pace.pair_ns
 
     def take(self) -> NDArray[np.float64]:
-        """What this rank measured since the last call, for ``settle``: ``[stages, 4 L + 2]``."""
-        nothing = np.zeros((1, 4 * self._layers + 2))
-        taken = [np.median(self._measured[stage] or nothing, axis=0) for stage in _STAGES]
+        """What this rank measured since the last call, for ``settle``: ``[stages, 4 L + 2]``.
+
+        Waits until the device is done with it; raises TransferError if that takes too long.
+        """
+        taken = np.zeros((len(_STAGES), 4 * self._layers + 2))
+        for row, stage in zip(taken, _STAGES, strict=True):
+            if runs := self._measured[stage]:
+                row[:] = np.median([run.took(self._layers) for run in runs], axis=0)
         self._measured = {stage: [] for stage in Stage}
-        return np.stack(taken)
+        return taken
 
     def settle(self, measured: Sequence[NDArray[np.float64]]) -> None:
         """Estimate by what each rank measured; all ranks call this with the same, by rank."""
@@ -128,8 +165,8 @@ class MicroStepClock:
             self._paces[stage] = Pace(took, int(row[-1]))
 
     def _add(self, index: int) -> None:
-        now = time.monotonic()
-        self._took[index] += now - self._since
+        now = moment(self._device)
+        self._run.stretches.append(_Stretch(index, self._since, now))
         self._since = now
 
     def _index(self, point: Point, position: int) -> int:

@@ -84,7 +84,7 @@ class RankSession:
         self._client = client
         self._plan_wait_seconds = plan_wait_seconds
         self._mover = mover
-        self._clock = MicroStepClock(len(layout.layers))
+        self._clock = MicroStepClock(len(layout.layers), engine.device)
         self._spans = engine.spans
         self._lay_out(layout)
         self._stage: StageRun | None = None

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from foremoe.training import clock as clock_module
 from foremoe.training.clock import MicroStepClock, Point
+from foremoe.transfer import ticket
 from foremoe.transfer.schedule.links import NEVER
 from foremoe.vocabulary import Stage
 
@@ -27,7 +28,7 @@ class Watch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(clock_module, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(ticket, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def run(self, clock: MicroStepClock, wait: float, slower: float = 1.0) -> None:
         """A micro-step: a second between hook points, and a wait at each FORWARD."""
@@ -48,14 +49,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 def measured(watch: Watch, *waits: float, slower: float = 1.0) -> NDArray[np.float64]:
-    clock = MicroStepClock(LAYERS)
+    clock = MicroStepClock(LAYERS, torch.device("cpu"))
     for wait in waits:
         watch.run(clock, wait, slower)
     return clock.take()
 
 
 def test_hook_points_tell_the_time_of_the_rank_that_was_not_held_up(watch: Watch) -> None:
-    clock = MicroStepClock(LAYERS)
+    clock = MicroStepClock(LAYERS, torch.device("cpu"))
     clock.begin(Stage.UPDATE)
     assert clock.due_ns(Point.FORWARD, 0, 0) == NEVER, "nothing is known yet"
     one = measured(watch, 0.0, 9.0, 9.0)
@@ -76,7 +77,7 @@ def test_hook_points_tell_the_time_of_the_rank_that_was_not_held_up(watch: Watch
 
 
 def test_later_measurements_move_the_estimate_and_silence_does_not(watch: Watch) -> None:
-    clock = MicroStepClock(LAYERS)
+    clock = MicroStepClock(LAYERS, torch.device("cpu"))
     clock.settle([measured(watch, 0.0)])
     clock.settle([clock.take()])
     clock.settle([measured(watch, 0.0, slower=2.0)])

@@ -81,6 +81,8 @@ WAYS = {
     "resident, main_grad": Way(main_grad=True),
     "streaming, checksums": Way(frames=2, verify=True),
     "resident, checksums": Way(stay=True, verify=True),
+    "resident, transports of CUDA": Way(as_on_cuda=True, verify=True),
+    "streaming, transports of CUDA": Way(frames=2, as_on_cuda=True),
     "no room for the cache in its budget": Way(no_cache="budget"),
     "no room for the cache in the tmpfs": Way(no_cache="full"),
 }

@@ -26,6 +26,7 @@ from foremoe.transfer.slots import slot_bytes
 from foremoe.vocabulary import DegradedReason, Stage
 from tests.training.dense import Case
 from tests.transfer.faults import slow_reads
+from tests.transfer.stand_in import transports_of_cuda
 
 STEP = 7
 
@@ -38,8 +39,8 @@ class Way:
     mini-batch. missing: micro-steps for which some ranks hold no plan. stay: one placement for a
     whole mini-batch. checkpointed: forward is run again in backward. twice: forward is run once
     more before it, for nothing. verify: checksums. main_grad: where gradients are summed.
-    no_cache: why the host cache cannot be made. slow_seconds: what every copy and gradient
-    into rank 0 takes longer, by either path.
+    as_on_cuda: by the transports of CUDA, on the CPU. no_cache: why the host cache cannot be made.
+    slow_seconds: what every copy and gradient into rank 0 takes longer, by either path.
     """
 
     frames: int | None = None
@@ -50,6 +51,7 @@ class Way:
     twice: bool = False
     verify: bool = False
     main_grad: bool = False
+    as_on_cuda: bool = False
     no_cache: Literal["", "budget", "full"] = ""
     slow_seconds: float = 0.0
 
@@ -226,7 +228,10 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
         verify_copies=way.verify,
         cache_limit_bytes=100 if way.no_cache == "budget" else None,
     )
-    with largest_file(100_000) if way.no_cache == "full" else nullcontext():
+    with (
+        largest_file(100_000) if way.no_cache == "full" else nullcontext(),
+        transports_of_cuda() if way.as_on_cuda else nullcontext(),
+    ):
         session = open_session([layer.home_experts() for layer in layers], group, options)
     for layer in layers:
         layer.session = session

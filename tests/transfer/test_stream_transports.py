@@ -11,7 +11,6 @@ from torch import Tensor
 
 from foremoe.errors import StaleGenerationError, TransferError
 from foremoe.planner.problem import Topology
-from foremoe.transfer import engine as engine_module
 from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy
 from foremoe.transfer.copies import Path as CopyPath
@@ -22,7 +21,6 @@ from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.host_stream import HostStreamTransport
 from foremoe.transfer.paths import PathSpeed
 from foremoe.transfer.peer_rounds import PeerEnds
-from foremoe.transfer.peer_transport import PeerTransport
 from foremoe.transfer.schedule.links import Link
 from foremoe.transfer.schedule.rounds import rounds_in_order
 from foremoe.transfer.shared_weights import locate
@@ -32,6 +30,7 @@ from foremoe.transfer.ticket import Ticket, mark
 from foremoe.transfer.torch_wire import TorchWire
 from tests.processes import run_ranks
 from tests.transfer.cuda import DEVICE, GPU
+from tests.transfer.stand_in import transports_of_cuda
 from tests.transfer.test_engine import SPARE_SLOTS, Training
 from tests.transfer.toy_group import LAYERS, ToyRank, layout, true_weights
 
@@ -92,25 +91,9 @@ def test_host_copies_are_exact_and_never_stale(tmp_path: Path) -> None:
     node.close()
 
 
-def _over_torch(
-    rank: int,
-    topology: Topology,
-    group: dist.ProcessGroup,
-    device_group: dist.ProcessGroup | None,
-    ends: PeerEnds,
-    home_weights: Any,
-    host: Any,
-    wait_seconds: float,
-) -> PeerTransport:
-    """What an engine opens on CUDA, over gloo."""
-    assert device_group is None
-    wire = TorchWire(group, CPU)
-    return GroupedPeerTransport(rank, topology, ends, home_weights, host, wire, wait_seconds)
-
-
 def _train_grouped(rank: int) -> tuple[int, int]:
-    engine_module.open_peer = _over_torch
-    grouped = ToyRank(rank, 4, None, spare_slots=SPARE_SLOTS, checksums=True)
+    with transports_of_cuda():
+        grouped = ToyRank(rank, 4, None, spare_slots=SPARE_SLOTS, checksums=True)
     training = Training(grouped, seed=3)
     for _ in range(2):
         grouped.step_optimizer()
