@@ -48,9 +48,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a GPU's memory for activations and what is not counted (default 0.4)",
     )
     parser.add_argument(
-        "--tokens-per-rank", type=int, default=16384, metavar="T", help="of a micro-step"
+        "--tokens-per-rank",
+        type=int,
+        default=16384,
+        metavar="T",
+        help="of a micro-step (default %(default)s)",
     )
-    parser.add_argument("--micro-steps-per-mini-batch", type=int, default=8, metavar="M")
+    parser.add_argument(
+        "--micro-steps-per-mini-batch",
+        type=int,
+        default=8,
+        metavar="M",
+        help="over which a replica's gradients are gathered (default %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
 
 

@@ -62,9 +62,20 @@ EXAMPLE = "foremoe convert --from vllm step_12.jsonl --model config.json -o step
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--from", dest="carrier", choices=CARRIERS, required=True)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="TRACE.npz")
+    parser.add_argument(
+        "--from", dest="carrier", choices=CARRIERS, required=True, help="what recorded the files"
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="recordings; see docs/foresight.md"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="TRACE.npz",
+        help="the trace to write, for foremoe plan",
+    )
     parser.add_argument(
         "--model", type=Path, metavar="config.json", help="the model's Hugging Face configuration"
     )

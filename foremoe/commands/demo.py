@@ -24,7 +24,8 @@ _HELP = {
     "timeline": "write what ran when to this file, a Chrome trace for Perfetto and foremoe report",
 }
 
-_FILES = ("json", "timeline", "html")
+_FILES = ("json", "timeline")
+_METAVARS = {"dtype": "TYPE", "router_skew": "X", "ranks": "P", "spare_slots": "R"}
 
 EXAMPLE = "foremoe demo --ranks 2 --steps 4 --json demo.json"
 
@@ -41,9 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=Path if field.name in _FILES else int if value is None else type(value),
             default=value,
             choices=("float32", "float64") if field.name == "dtype" else None,
+            metavar=_METAVARS.get(field.name, "FILE" if field.name in _FILES else "N"),
             help=_HELP[field.name] + (f" (default {value})" if value is not None else ""),
         )
-    parser.add_argument("--html", type=Path, help="write a report with figures to this file")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE.html", help="write a report with figures to this file"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

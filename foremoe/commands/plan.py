@@ -48,6 +48,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from foremoe.commands.plan_tables import comparison, table
+from foremoe.commands.ranges import check_least, check_spare_slots
 from foremoe.commands.report import require_report
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import Trace, load_trace
@@ -228,21 +229,15 @@ def packed_load(histograms: NDArray[np.uint32], packing: Packing) -> NDArray[np.
 
 
 def _problem(trace: Trace, args: argparse.Namespace) -> tuple[StageProblem, Packing | None]:
-    if args.sequences_per_micro_step < 1:
+    check_least(args, sequences_per_micro_step=1, ranks=1, nodes=1, target=1.0)
+    check_spare_slots(args.spare_slots, trace.num_experts)
+    if trace.num_experts % args.ranks:
         raise InvalidInputError(
-            f"--sequences-per-micro-step: must be at least 1, got {args.sequences_per_micro_step}"
+            f"--ranks: {trace.num_experts} experts cannot be shared evenly by {args.ranks} ranks"
         )
-    for option in ("ranks", "nodes"):
-        if getattr(args, option) < 1:
-            raise InvalidInputError(f"--{option}: must be at least 1, got {getattr(args, option)}")
     if args.ranks % args.nodes:
         raise InvalidInputError(
             f"--nodes: {args.ranks} ranks cannot be shared evenly by {args.nodes} nodes"
-        )
-    if args.spare_slots > trace.num_experts:
-        raise InvalidInputError(
-            f"--spare-slots {args.spare_slots}: a layer has {trace.num_experts} experts, more "
-            "slots a rank are of no use"
         )
     topology = Topology(args.ranks, args.ranks // args.nodes)
     home = contiguous_homes(trace.layers, trace.num_experts, args.ranks)
@@ -293,6 +288,9 @@ def _packing(
         total = histograms.sum(axis=0, dtype=np.int64)
         home = step_homes(total[None], home, args.ranks, args.ranks // args.nodes)
     tokens = np.diff(trace.offsets)
+    check_least(args, token_budget=int(tokens.max()))  # the longest sequence has to fit
+    if args.attention and not min(args.attention) >= 0:
+        raise InvalidInputError(f"--attention: must be at least 0 each, got {args.attention}")
     budget, most = UNLIMITED, -(-args.sequences_per_micro_step // args.ranks)
     if args.token_budget is not None:
         budget, most = args.token_budget, UNLIMITED

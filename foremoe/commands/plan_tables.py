@@ -14,7 +14,8 @@ def _title(record: dict[str, Any]) -> str:
     return (
         f"{record['micro_steps']} micro-steps of {size}, {schedule} schedule, "
         f"{record['layers']} layers, {record['experts']} experts on {record['ranks']} ranks "
-        f"({record['nodes']} nodes), {record['homes']} homes, "
+        f"({record['nodes']} {'node' if record['nodes'] == 1 else 'nodes'}), "
+        f"{record['homes']} homes, "
         f"{record['spare_slots']} spare slots{target}"
     )
 

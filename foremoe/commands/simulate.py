@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from foremoe.commands.ranges import check_least, check_spare_slots
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import load_trace
 from foremoe.outputs import check_writable, write_json
@@ -64,7 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster", required=True, metavar="NAMExRANKS", help="h100x64, h200x8 or FILE.toml:RANKS"
     )
     routing = parser.add_mutually_exclusive_group()
-    routing.add_argument("--workload", choices=WORKLOADS, default="dirichlet")
+    routing.add_argument(
+        "--workload",
+        choices=WORKLOADS,
+        default="dirichlet",
+        metavar="NAME",
+        help=f"draw routing: {', '.join(WORKLOADS)} (default %(default)s)",
+    )
     routing.add_argument("--trace", type=Path, metavar="TRACE.npz", help="recorded routing")
     routing.add_argument(
         "--heat", metavar="FILE.npz:NAME", help="draw around recorded tokens [layers, experts]"
@@ -73,7 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ep-size", type=int, metavar="P", help="ranks of an EP group (default one node's)"
     )
     parser.add_argument(
-        "--tokens-per-rank", type=int, default=16384, metavar="T", help="of a drawn micro-step"
+        "--tokens-per-rank",
+        type=int,
+        default=16384,
+        metavar="T",
+        help="of a drawn micro-step (default %(default)s)",
     )
     parser.add_argument(
         "--sequences-per-micro-step",
@@ -81,11 +92,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="of an EP group (default one a rank)",
     )
-    parser.add_argument("--mini-batches", type=int, default=2, metavar="B")
-    parser.add_argument("--micro-steps-per-mini-batch", type=int, default=4, metavar="M")
-    parser.add_argument("--spare-slots", type=int, default=2, metavar="R")
     parser.add_argument(
-        "--target", type=float, default=1.005, metavar="X", help="imbalance that foremoe aims at"
+        "--mini-batches", type=int, default=2, metavar="B", help="of the step (default %(default)s)"
+    )
+    parser.add_argument(
+        "--micro-steps-per-mini-batch",
+        type=int,
+        default=4,
+        metavar="M",
+        help="of every EP group (default %(default)s)",
+    )
+    parser.add_argument(
+        "--spare-slots",
+        type=int,
+        default=2,
+        metavar="R",
+        help="replicas per rank and layer (default %(default)s)",
+    )
+    parser.add_argument(
+        "--target",
+        type=float,
+        default=1.005,
+        metavar="X",
+        help="imbalance that foremoe aims at (default %(default)s)",
     )
     parser.add_argument(
         "--policies",
@@ -94,17 +123,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(CONTESTANTS),
         metavar="NAME",
         help=f"beside {UNBALANCED} and {IDEAL}: "
-        + ", ".join(name for name in CONTESTANTS if name not in (UNBALANCED, IDEAL)),
+        + ", ".join(f"{name!r}" for name in CONTESTANTS if name not in (UNBALANCED, IDEAL))
+        + " (default all)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of drawn routing (default %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     parser.add_argument("--timeline", type=Path, metavar="FILE", help="write a Chrome trace here")
 
 
 def run(options: argparse.Namespace) -> int:
     """Simulate, print the table, write what was asked for."""
+    check_least(
+        options,
+        target=1.0,
+        tokens_per_rank=1,
+        sequences_per_micro_step=1,
+        mini_batches=1,
+        micro_steps_per_mini_batch=1,
+        seed=0,
+    )
     check_writable(json=options.json, timeline=options.timeline)
     simulated = machine(options.model, options.cluster, options.ep_size)
+    check_spare_slots(options.spare_slots, simulated.model.experts)
     schedule = Schedule(options.mini_batches, options.micro_steps_per_mini_batch)
     loads = _loads(options, simulated, schedule)
     how: dict[str, Any] = {"slots": options.spare_slots, "target": options.target}
@@ -136,8 +178,6 @@ def _advance(bar: Progress, task: Any) -> Callable[[], None]:
 def _loads(options: argparse.Namespace, simulated: Machine, schedule: Schedule) -> Loads:
     sequences = _sequences(options, simulated)
     if options.trace is not None:
-        if sequences < 1:
-            raise InvalidInputError(f"--sequences-per-micro-step: at least 1, got {sequences}")
         histograms = load_trace(options.trace).histograms()
         return trace_loads(histograms, simulated, schedule, sequences)
     drawing = Drawing(options.tokens_per_rank, sequences, options.seed)

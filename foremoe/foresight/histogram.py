@@ -46,6 +46,14 @@ def expert_histogram(
     return histogram
 
 
+def first_repeat(ids: NDArray[Any], num_experts: int) -> tuple[int, int] | None:
+    """Token and layer row of the first that names an expert twice; ids as ``expert_histogram``."""
+    tokens, layers, top_k = ids.shape
+    flat, stride = flat_rows(ids)
+    place = _first_repeat(flat, stride, tokens, layers, top_k, np.full(num_experts, -1))
+    return None if place < 0 else divmod(place, layers)
+
+
 def flat_rows(ids: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """``ids [tokens, layers, top_k]`` as unsigned, flat, and how far a row is from the next.
 
@@ -100,4 +108,24 @@ def _count(
         for layer in range(layers):
             for choice in range(top_k):
                 histogram[layer, row[layer * top_k + choice]] += np.uint32(1)
+    return -1
+
+
+@kernel
+def _first_repeat(
+    flat: NDArray[Any],
+    stride: int,
+    tokens: int,
+    layers: int,
+    top_k: int,
+    last: NDArray[np.int64],
+) -> int:
+    """Of ``flat_rows``, token * layers + layer, or -1; last: ``[E]``, where each was seen."""
+    for token in range(tokens):
+        for layer in range(layers):
+            for choice in range(top_k):
+                expert = flat[token * stride + layer * top_k + choice]
+                if last[expert] == token * layers + layer:
+                    return token * layers + layer
+                last[expert] = token * layers + layer
     return -1

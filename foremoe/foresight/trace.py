@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
+from foremoe.foresight.histogram import ID_DTYPES, expert_histogram, first_repeat
 from foremoe.limits import MAX_EXPERTS, check_range
 from foremoe.planner.npz import read_npz
 
@@ -29,13 +29,14 @@ OPTIONAL_FIELDS = ("layer_ids",)
 class Trace:
     """Expert ids ``experts [tokens, layers, top_k]`` and where each sequence begins and ends.
 
-    layer_ids: the layers' global decoder layer ids, ascending.
+    layer_ids: the layers' global decoder layer ids, ascending. name: in messages.
     """
 
     experts: NDArray[Any]
     offsets: NDArray[np.int64]
     num_experts: int
     layer_ids: tuple[int, ...]
+    name: str = "trace"
 
     @property
     def sequences(self) -> int:
@@ -48,15 +49,25 @@ class Trace:
     def histograms(self) -> NDArray[np.uint32]:
         """Tokens per sequence, layer and expert: uint32 ``[sequences, layers, experts]``.
 
-        Raises InvalidInputError for an id outside ``[0, num_experts)``.
+        Raises InvalidInputError for an id outside ``[0, num_experts)`` and for a token that names
+        an expert twice in a layer.
         """
         histograms = np.zeros((self.sequences, self.layers, self.num_experts), np.uint32)
         for sequence in range(self.sequences):
             rows = slice(int(self.offsets[sequence]), int(self.offsets[sequence + 1]))
+            where = f"{self.name}: sequence {sequence}"
             try:
                 histograms[sequence] = expert_histogram(self.experts[rows], self.num_experts)
             except InvalidInputError as error:
-                raise InvalidInputError(f"sequence {sequence}: {error}") from None
+                raise InvalidInputError(f"{where}: {error}") from None
+            found = first_repeat(self.experts[rows], self.num_experts)
+            if found is not None:
+                token, layer = found
+                raise InvalidInputError(
+                    f"{where}: token {token}, layer {self.layer_ids[layer]} names an expert twice: "
+                    f"{self.experts[rows][token, layer].tolist()}; a router picks "
+                    f"{self.experts.shape[2]} different ones, record it anew"
+                )
         return histograms
 
 
@@ -106,17 +117,22 @@ def _trace(path: Path, fields: Mapping[str, NDArray[Any]]) -> Trace:
     check_range(int(num_experts.item()), 1, MAX_EXPERTS, f"{path}: num_experts")
     _check_offsets(path, offsets, len(experts))
     layer_ids = _layer_ids(path, fields.get("layer_ids"), experts.shape[1])
-    return Trace(experts, offsets, int(num_experts.item()), layer_ids)
+    return Trace(experts, offsets, int(num_experts.item()), layer_ids, str(path))
 
 
 def _layer_ids(path: Path, given: NDArray[Any] | None, layers: int) -> tuple[int, ...]:
     if given is None:
         return tuple(range(layers))
-    ascending = given.dtype == np.int32 and bool(np.all(np.diff(given, prepend=-1) > 0))
-    if given.shape != (layers,) or not ascending:
+    if given.shape != (layers,) or given.dtype != np.int32:
         raise InvalidInputError(
-            f"{path}: layer_ids must be int32 [{layers}], 0 or more, ascending, "
+            f"{path}: layer_ids must be int32 [{layers}], one for each layer of experts, "
             f"got {given.dtype} {list(given.shape)}"
+        )
+    (wrong,) = np.nonzero(np.diff(given, prepend=-1) <= 0)
+    if wrong.size:
+        raise InvalidInputError(
+            f"{path}: layer_ids must be 0 or more and ascend, but number {wrong[0]} is "
+            f"{given[wrong[0]]}; sort them, and the layers of experts with them"
         )
     return tuple(given.tolist())
 

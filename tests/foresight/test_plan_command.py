@@ -130,13 +130,13 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
     ("options", "message"),
     [
         (["--ranks", "4", "--policy", "all", "--plans", "plans.npz"], "--plans"),
-        (["--ranks", "3"], "8 experts cannot be shared evenly by 3 ranks"),
+        (["--ranks", "3"], "--ranks: 8 experts cannot be shared evenly by 3 ranks"),
         (["--ranks", "0"], "--ranks: must be at least 1"),
         (["--ranks", "4", "--nodes", "3"], "cannot be shared evenly by 3 nodes"),
-        (["--ranks", "4", "--spare-slots", "-1"], "spare_slots"),
+        (["--ranks", "4", "--spare-slots", "-1"], "--spare-slots: must be"),
         (["--ranks", "4", "--spare-slots", "100000000000"], "slots a rank are of no use"),
         (["--ranks", "4", "--sequences-per-micro-step", "0"], "at least 1"),
-        (["--ranks", "4", "--target", "0.5"], "target"),
+        (["--ranks", "4", "--target", "0.5"], "--target: must be"),
         (["--ranks", "4", "--cluster", "h100"], "--cluster: estimates need --model"),
         (["--ranks", "4", "--stage", "update"], "--stage: estimates need --model"),
         (["--ranks", "4", "--model", "olmoe-1b-7b"], "olmoe-1b-7b has 64 experts"),
@@ -144,8 +144,14 @@ def test_homes_for_the_step_help_and_leave_the_comparison_alone(tmp_path: Path) 
         (["--ranks", "4", "--model", "mixtral-8x7b", "--cluster", "h10"], "mean 'h100'?"),
         (["--ranks", "4", "--token-budget", "9"], "need --schedule packed"),
         (["--ranks", "4", "--attention", "1", "0"], "need --schedule packed"),
-        (["--ranks", "4", "--schedule", "packed", "--token-budget", "1"], "token_budget: sequence"),
-        (["--ranks", "4", "--schedule", "packed", "--attention", "-1", "0"], "attention alpha"),
+        (
+            ["--ranks", "4", "--schedule", "packed", "--token-budget", "1"],
+            "--token-budget: must be",
+        ),
+        (
+            ["--ranks", "4", "--schedule", "packed", "--attention", "-1", "0"],
+            "--attention: must be",
+        ),
         (["--ranks", "4", "--json", "/nowhere/at/all.json"], "--json: cannot write"),
     ],
 )

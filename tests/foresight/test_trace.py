@@ -13,7 +13,7 @@ from tests.planner.recorded import recorded
 
 
 def fields() -> dict[str, NDArray[Any]]:
-    ids = np.random.default_rng(0).integers(0, 8, (10, 3, 2)).astype(np.uint8)
+    ids = np.random.default_rng(0).random((10, 3, 8)).argsort(axis=-1)[..., :2].astype(np.uint8)
     return {"experts": ids, "offsets": np.array([0, 4, 4, 10]), "num_experts": np.array(8)}
 
 
@@ -50,6 +50,8 @@ def test_histograms_count_each_sequence(tmp_path: Path) -> None:
         ({"offsets": np.array([0])}, "at least one sequence"),
         ({"offsets": np.array([0.0, 10.0])}, "int64"),
         ({"offsets": np.array([[0, 10]])}, "int64"),
+        ({"layer_ids": np.array([0, 1], np.int32)}, r"int32 \[3\], one for each layer"),
+        ({"layer_ids": np.array([0, 2, 1], np.int32)}, "number 2 is 1; sort them"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -64,7 +66,23 @@ def test_an_unknown_expert_is_named_by_sequence_token_and_layer(tmp_path: Path) 
     content["experts"][6, 2, 0] = 8
     trace = load_trace(write(tmp_path / "trace.npz", content))
     with pytest.raises(
-        InvalidInputError, match="sequence 2: expert ids: token 2, layer row 2 has expert 8"
+        InvalidInputError,
+        match="trace.npz: sequence 2: expert ids: token 2, layer row 2 has expert 8",
+    ):
+        trace.histograms()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_an_expert_named_twice_is_told_by_sequence_token_and_layer(
+    tmp_path: Path, dtype: type
+) -> None:
+    content = {**fields(), "layer_ids": np.array([2, 5, 9], np.int32)}
+    content["experts"] = content["experts"].astype(dtype)
+    content["experts"][5, 1] = 3
+    trace = load_trace(write(tmp_path / "trace.npz", content))
+    with pytest.raises(
+        InvalidInputError,
+        match=r"trace.npz: sequence 2: token 1, layer 5 names an expert twice: \[3, 3\]",
     ):
         trace.histograms()
 
