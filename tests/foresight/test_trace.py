@@ -67,7 +67,7 @@ def test_an_unknown_expert_is_named_by_sequence_token_and_layer(tmp_path: Path) 
     trace = load_trace(write(tmp_path / "trace.npz", content))
     with pytest.raises(
         InvalidInputError,
-        match="trace.npz: sequence 2: expert ids: token 2, layer row 2 has expert 8",
+        match=r"trace.npz: sequence 2: expert ids: token 2, layer row 2 has expert 8",
     ):
         trace.histograms()
 
