@@ -24,7 +24,7 @@ from foremoe.simulation.step import (
 
 CLUSTER = "h100x64"
 SCHEDULE = Schedule(mini_batches=2, micro_steps=4)
-SLOTS, TARGET = 2, 1.005
+SLOTS, TARGET = 2, None  # by time
 TOKENS = 16384  # of a rank in a micro-step
 PLOTTED = ("EPLB oracle", "critical path", "node-confined", "foremoe")
 CURVE_POINTS = 17

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
+from itertools import product
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def warm_up(names: Iterable[str] = POLICIES) -> None:
     load = np.zeros((1, 1, 2, 2), np.int64)
     load[..., 0] = 4
     free = CostModel(*[0] * len(fields(CostModel)))
-    for ranks_per_node, cost in ((2, None), (1, None), (1, free)):
+    for ranks_per_node, cost in product((2, 1), (None, free)):
         problem = StageProblem(
             load=load,
             home=contiguous_homes(1, 2, 2),

@@ -1,11 +1,15 @@
 """What a daemon is told when it starts."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from foremoe.errors import InvalidInputError
+from foremoe.planner.cost import CostModel
 from foremoe.planner.policies import HOME_POLICIES
+from foremoe.planner.preset import cluster_preset, cost_model, model_preset
 from foremoe.rpc.credentials import Credentials
+from foremoe.vocabulary import Stage
 
 EVENT_LOOPS = ("auto", "uvloop", "asyncio")
 NO_CREDENTIALS = Credentials()
@@ -24,7 +28,9 @@ class RuntimeConfig:
     max_steps: most unreleased steps.
     planning_workers: threads that plan; each plans one stage at a time.
     policy: name in planner.policies.HOME_POLICIES.
-    target: the imbalance that suffices; None asks for the best balance.
+    target: the imbalance that suffices; None asks for the best balance, or with ``model`` for the
+    least estimated time.
+    model, cluster: presets by name or TOML file, which plans are priced with; no model, no prices.
     drain_seconds: how long running calls may go on after SIGTERM.
     event_loop: one of EVENT_LOOPS; auto takes uvloop where it is installed.
     metrics_port: HTTP port of /metrics and /healthz at metrics_host, 0 for any free one; None for
@@ -40,6 +46,8 @@ class RuntimeConfig:
     planning_workers: int = 2
     policy: str = "foremoe"
     target: float | None = 1.02
+    model: str | None = None
+    cluster: str = "h100"
     drain_seconds: float = 5.0
     event_loop: str = "auto"
     metrics_port: int | None = None
@@ -60,6 +68,7 @@ class RuntimeConfig:
             )
         if self.target is not None and not 1.0 <= self.target < float("inf"):
             raise InvalidInputError(f"target: an imbalance is at least 1.0, got {self.target}")
+        self.cost(Stage.UPDATE)
         if not 0 <= self.drain_seconds < float("inf"):
             raise InvalidInputError(
                 f"drain_seconds: must not be negative, got {self.drain_seconds}"
@@ -74,3 +83,21 @@ class RuntimeConfig:
             raise InvalidInputError(
                 f"event_loop: {self.event_loop!r} is none of {', '.join(EVENT_LOOPS)}"
             )
+
+    def cost(self, stage: Stage) -> CostModel | None:
+        """What a stage's plans are priced with. Raises InvalidInputError for an unknown preset."""
+        return None if self.model is None else _prices(self.model, self.cluster, stage)
+
+    def check_experts(self, ep_group: str, num_experts: int) -> None:
+        """Raises InvalidInputError for a group of another model than the prices are for."""
+        if self.model is not None and num_experts != model_preset(self.model).experts:
+            raise InvalidInputError(
+                f"EP group {ep_group[:80]!r} has {num_experts} experts a layer, but the daemon "
+                f"plans for {self.model}, which has {model_preset(self.model).experts}; "
+                "start it with the group's --model, or without one"
+            )
+
+
+@cache
+def _prices(model: str, cluster: str, stage: Stage) -> CostModel:
+    return cost_model(model_preset(model), cluster_preset(cluster), stage)

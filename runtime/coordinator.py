@@ -144,7 +144,8 @@ class Coordinator:
         # Before anything is made for it.
         self.budget.check_possible(sum(stage_bytes(group.description, schedule)))
         record = StageRecord(group, step, stage, schedule)
-        job = planning_job(record, group, held, self._config.target)
+        config = self._config
+        job = planning_job(record, group, held, config.target, config.cost(stage))
         self._reserve(record.load_bytes + record.kept_bytes, keep=step)
         held.add_stage(record)
         held.homes[ep_group] = job.homes
@@ -207,9 +208,10 @@ class Coordinator:
     def register(self, registration: RankRegistration) -> str:
         """Take a rank in; the name of this run of the daemon.
 
-        Raises as EpGroups.register does, and ExhaustedError when there is no room for the homes of
-        a new group that moves them.
+        Raises as EpGroups.register and RuntimeConfig.check_experts do, and ExhaustedError when
+        there is no room for the homes of a new group that moves them.
         """
+        self._config.check_experts(registration.ep_group, registration.num_experts)
         home_bytes = 0
         if registration.moves_homes and registration.ep_group not in self.groups:
             home_bytes = len(registration.layers) * registration.num_experts * 4

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import InvalidInputError, UnknownError
+from foremoe.planner.cost import CostModel
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan, home_tokens, placement_digest
 from foremoe.planner.policies import Policy
@@ -46,6 +47,7 @@ class PlanningJob:
     rows: NDArray[np.int64]
     homes: StepHomes
     target: float | None
+    cost: CostModel | None
 
 
 class PlanSink(Protocol):
@@ -57,7 +59,11 @@ class PlanSink(Protocol):
 
 
 def planning_job(
-    record: StageRecord, group: EpGroup, step: Step, target: float | None
+    record: StageRecord,
+    group: EpGroup,
+    step: Step,
+    target: float | None,
+    cost: CostModel | None,
 ) -> PlanningJob:
     """Look up all that the record's schedule names; ``step`` is left as it is.
 
@@ -81,7 +87,7 @@ def planning_job(
     homes = step.homes.get(record.ep_group)
     if homes is None:
         homes = StepHomes(group.description, group.home, histograms, rows)
-    return PlanningJob(record, group.description, histograms, rows, homes, target)
+    return PlanningJob(record, group.description, histograms, rows, homes, target, cost)
 
 
 def layer_rows(header: UploadHeader, group: RankRegistration) -> NDArray[np.int64]:
@@ -120,6 +126,7 @@ def stage_problem(job: PlanningJob) -> StageProblem:
         topology=Topology(group.ranks, group.ranks_per_node),
         spare_slots=group.spare_slots,
         target=job.target,
+        cost=job.cost,
     )
 
 

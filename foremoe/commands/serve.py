@@ -6,6 +6,7 @@ from pathlib import Path
 
 from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.planner.policies import HOME_POLICIES
+from foremoe.planner.preset import preset_names
 from foremoe.runtime.config import EVENT_LOOPS, RuntimeConfig
 from foremoe.runtime.daemon import serve
 from foremoe.runtime.log_lines import LOG_FORMATS, LOG_LEVELS, set_up_logging
@@ -69,8 +70,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         metavar="IMBALANCE",
         type=float,
-        default=defaults.target,
-        help="imbalance that suffices, 1.0 for the best (default %(default)s)",
+        help=f"imbalance that suffices, 1.0 for the best (default {defaults.target}, with --model "
+        "the least estimated time)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME|FILE.toml",
+        help="plan for the least estimated time of this model: "
+        f"{', '.join(preset_names('models'))} (default: plan by balance)",
+    )
+    parser.add_argument(
+        "--cluster",
+        metavar="NAME|FILE.toml",
+        default=defaults.cluster,
+        help=f"of --model's estimates: {', '.join(preset_names('clusters'))} (default %(default)s)",
     )
     parser.add_argument(
         "--drain-seconds",
@@ -128,7 +141,9 @@ def run(options: argparse.Namespace) -> int:
         max_steps=options.max_steps,
         planning_workers=options.planning_workers,
         policy=options.policy,
-        target=options.target,
+        target=_target(options),
+        model=options.model,
+        cluster=options.cluster,
         drain_seconds=options.drain_seconds,
         event_loop=options.event_loop,
         metrics_port=options.metrics_port,
@@ -142,6 +157,13 @@ def run(options: argparse.Namespace) -> int:
     set_up_logging(options.log_format, options.log_level)
     serve(config)
     return 0
+
+
+def _target(options: argparse.Namespace) -> float | None:
+    if options.target is None and options.model is None:
+        return RuntimeConfig("").target
+    target: float | None = options.target
+    return target
 
 
 def parse_bytes(text: str) -> int:
