@@ -9,7 +9,7 @@
 """
 
 import argparse
-import json
+import math
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -18,6 +18,7 @@ from rich.table import Table
 
 from foremoe.advice import Advice, Division, Limits, advise, divisions
 from foremoe.errors import InvalidInputError
+from foremoe.outputs import check_writable, write_json
 from foremoe.simulation.cluster import machine
 
 EXAMPLE = "foremoe advise --model qwen3-30b-a3b --cluster h100x64"
@@ -67,11 +68,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Weigh all divisions, print them and what is advised."""
     limits = limits_of(options)
+    check_writable(json=options.json)
     target = machine(options.model, options.cluster, None)
     ways, advice = divisions(target, limits), advise(target, limits)
     if options.json:
         record = {**_figures(advice), "divisions": [_record(way) for way in ways]}
-        options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, record)
     console = Console()
     console.print(_table([way for way in ways if way.etp == advice.division.etp], advice))
     console.print(
@@ -86,9 +88,9 @@ def run(options: argparse.Namespace) -> int:
 def limits_of(options: argparse.Namespace) -> Limits:
     """Raises InvalidInputError for options out of range."""
     for name in ("gpu_gib", "host_gib", "tokens_per_rank", "micro_steps_per_mini_batch"):
-        if getattr(options, name) <= 0:
-            option = name.replace("_", "-")
-            raise InvalidInputError(f"--{option} {getattr(options, name)}: must be above 0")
+        value = getattr(options, name)
+        if not 0 < value < math.inf:
+            raise InvalidInputError(f"--{name.replace('_', '-')} {value}: must be a number above 0")
     if not 0 <= options.reserve < 1:
         raise InvalidInputError(f"--reserve {options.reserve}: must be from 0 to below 1")
     return Limits(

@@ -18,7 +18,7 @@ from foremoe.routing.balance_losses import count_experts
 
 # Where the given routing may really belong: (rows, layers) away from where it was replayed.
 _PLACES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
-_SAMPLED_TOKENS = 1024
+_SAMPLED_BLOCKS = 16
 _ENOUGH_TOKENS = 64
 _CLEARLY = 0.1
 
@@ -70,8 +70,9 @@ class RoutingMismatch:
         self._totals[position] += torch.stack([present.sum(), differing, matching.sum()])
         for place, (rows, layers) in enumerate(_PLACES):
             if 0 <= position + layers < len(self.layers):
-                there = given[:_SAMPLED_TOKENS, position + layers]
-                self._sample(position, place, *_shifted(live[:_SAMPLED_TOKENS], there, rows))
+                there = given[:, position + layers]
+                shifted = _shifted(live, there, rows)
+                self._sample(position, place, *(_blocks(ids) for ids in shifted))
 
     def report(self) -> list[LayerMismatch]:
         """What was counted so far, by layer."""
@@ -167,6 +168,19 @@ def _shifted(live: Tensor, given: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     if rows > 0:
         return live[:-rows], given[rows:]
     return (live[-rows:], given[:rows]) if rows < 0 else (live, given)
+
+
+def _blocks(ids: Tensor) -> Tensor:
+    """Rows of ``[T, K]`` from all over, in runs: a batch may take turns between sequences."""
+    if len(ids) <= _SAMPLED_BLOCKS * _ENOUGH_TOKENS:
+        return ids
+    return torch.cat(
+        [
+            ids[begin : begin + _ENOUGH_TOKENS]
+            for block in range(_SAMPLED_BLOCKS)
+            for begin in [block * (len(ids) - _ENOUGH_TOKENS) // (_SAMPLED_BLOCKS - 1)]
+        ]
+    )
 
 
 def _describe(place: tuple[int, int]) -> str:

@@ -87,6 +87,18 @@ def machine(model: str, cluster: str, ep_size: int | None) -> Machine:
         name, count = match["name"], match["ranks"]
     if not count.isdigit() or int(count) < 2:
         raise InvalidInputError(f"--cluster {cluster!r}: {count!r} is no number of ranks above 1")
-    ranks, preset = int(count), cluster_preset(name)
-    size = min(ranks, preset.ranks_per_node) if ep_size is None else ep_size
-    return Machine(model_preset(model), preset, ranks, size)
+    ranks, preset, known = int(count), cluster_preset(name), model_preset(model)
+    if ep_size is None:
+        ep_size = _largest_ep_size(ranks, known.experts, preset.ranks_per_node)
+    return Machine(known, preset, ranks, ep_size)
+
+
+def _largest_ep_size(ranks: int, experts: int, ranks_per_node: int) -> int:
+    """That of a node or less which divides ranks and experts."""
+    for size in range(min(ranks, ranks_per_node), 1, -1):
+        if ranks % size == 0 and experts % size == 0:
+            return size
+    raise InvalidInputError(
+        f"no EP size up to the {ranks_per_node} ranks of a node divides {ranks} ranks and "
+        f"{experts} experts; take another number of ranks"
+    )

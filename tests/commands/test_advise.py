@@ -79,5 +79,27 @@ def test_the_command_prints_and_writes_the_same(
     record = json.loads(file.read_text())
     assert (record["ep"], record["etp"], record["spare_slots"]) == (8, 1, 2)
     assert "EP 8, ETP 1, spare_slots=2, host cache 54 GiB a node" in capsys.readouterr().out
-    assert main([*given, "--reserve", "1"]) == 2
-    assert "--reserve 1.0: must be from 0 to below 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--reserve", "1"], "--reserve 1.0: must be from 0 to below 1"),
+        (["--gpu-gib", "nan"], "--gpu-gib nan: must be a number above 0"),
+        (["--host-gib", "inf"], "--host-gib inf: must be a number above 0"),
+        (["--json", "/nowhere/advice.json"], "--json: cannot write /nowhere/advice.json"),
+        (["--cluster", "h100x63"], "no EP size up to the 8 ranks of a node divides 63 ranks"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert main(["advise", "--model", "qwen3-30b-a3b", "--cluster", "h100x64", *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_node_that_is_not_full_is_advised_too() -> None:
+    """12 ranks: no 8 of them make whole EP groups, but 4 do."""
+    assert advise(machine("gpt-oss-20b", "h100x12", None), LIMITS).division.ep == 4

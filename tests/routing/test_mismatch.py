@@ -10,7 +10,7 @@ from foremoe.errors import InvalidInputError
 from foremoe.routing.mismatch import RoutingMismatch
 from tests.processes import run_ranks
 from tests.routing import workers
-from tests.routing.mismatches import EXPERTS, LAYERS, TOP_K, compare, live_routing
+from tests.routing.mismatches import EXPERTS, LAYERS, TOKENS, TOP_K, compare, live_routing
 
 
 def perturbed(given: Tensor, share: float) -> Tensor:
@@ -64,6 +64,15 @@ def test_misplaced_routing_is_refused(move: Callable[[Tensor], Tensor], message:
     live = live_routing()
     with pytest.raises(InvalidInputError, match=message):
         compare(live, move(perturbed(live, 0.1))).check()
+
+
+def test_misplaced_routing_behind_the_first_sequence_is_refused() -> None:
+    """As when only the first of packed sequences is where it should be."""
+    live = torch.cat([live_routing(seed) for seed in range(30)])
+    right = 6 * TOKENS
+    given = torch.cat([live[:right], live[right:].roll(1, 0)])
+    with pytest.raises(InvalidInputError, match="the row after it"):
+        compare(live, given).check()
 
 
 def test_popular_experts_alone_do_not_pass() -> None:
