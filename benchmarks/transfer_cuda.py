@@ -1,11 +1,12 @@
-"""The pinned host path on a GPU: beside a plain pinned copy, beside compute, and seen in a trace.
+"""All that a GPU has to show of transfer, in one call: probes, the host path, the peer protocol.
 
     python -m benchmarks.transfer_cuda [--pairs 12] [--expert-mib 32] [--json FILE] [--trace FILE]
 
-Without a CUDA device it says so and ends with 0. One process; the cache is written and read by it.
-Time is the device's, between events. bandwidth: bytes a second of a plain pinned ``copy_`` / of the
-host path. slow-down: matrix products beside endless copies / alone. overlap: of the copies' time
-in the profiler's trace, the part during which a product ran.
+Without a CUDA device it says why and ends with 0. The host path is that of one process, which
+writes the cache itself; the peer path, two processes on this device (``transfer_cuda_peer.py``).
+Time of the host path is the device's, between events. bandwidth: bytes a second of a plain pinned
+``copy_`` / of the host path. slow-down: matrix products beside endless copies / alone. overlap: of
+the copies' time in the profiler's trace, the part during which a product ran.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import transfer_cuda_peer
 from benchmarks.pairing import Ratio, ratio, turns
 from benchmarks.record import Record
 from foremoe.errors import TransferError
@@ -28,11 +30,12 @@ from foremoe.transfer.copies import Copy
 from foremoe.transfer.copies import Path as CopyPath
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.host_stream import HostStreamTransport
+from foremoe.transfer.probes import CUDA
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.ticket import mark
-from foremoe.transfer.transport import cuda_device
+from foremoe.transfer.transport import ProbeSite, cuda_device
 
 EXPERTS, WAIT_SECONDS = 16, 60.0
 PRODUCTS, SIDE = 40, 4096
@@ -172,6 +175,26 @@ def _products(device: torch.device) -> Callable[[], None]:
     return run
 
 
+def probe_all(directory: Path) -> list[dict[str, Any]]:
+    """Say which transports of CUDA work here, and why others do not."""
+    probes = [transport.probe(ProbeSite(directory)) for transport in CUDA]
+    for probe in probes:
+        print(f"{probe.name}: {'works' if probe.works else 'does not work'}, {probe.reason}")
+    return [asdict(probe) for probe in probes]
+
+
+def between_processes(device: torch.device, expert_bytes: int) -> list[dict[str, Any]]:
+    """Say what two processes on the device found in each other's experts."""
+    peers = transfer_cuda_peer.measure(device, expert_bytes)
+    for one in peers:
+        print(
+            f"two processes, rank {one['rank']}, {one['transport']}: {one['wrong_bytes']} wrong "
+            f"bytes, {one['gigabytes_per_second']:.1f} GB/s (a plain copy on the device: "
+            f"{one['plain_gigabytes_per_second']:.1f})"
+        )
+    return peers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=12, help="pairs per figure")
@@ -186,6 +209,7 @@ def main() -> None:
         print(f"skipped: {error}")
         return
     record = Record("transfer_cuda", {key: str(value) for key, value in vars(arguments).items()})
+    probes = probe_all(arguments.cache_directory)
     path = HostPath(arguments.cache_directory, int(arguments.expert_mib * 2**20), device)
     speeds, gigabytes = bandwidth(path, arguments.pairs)
     slower = slow_down(path, arguments.pairs)
@@ -197,6 +221,7 @@ def main() -> None:
     print(f"plain pinned copy / host path: {speeds} at {gigabytes:.1f} GB/s (aim: 0.90)")
     print(f"products beside copies / alone: {slower}")
     print(f"share of the copies' time beside a product: {covered:.1%}")
+    peers = between_processes(device, int(arguments.expert_mib * 2**20))
     if arguments.json:
         figures = {
             "device": torch.cuda.get_device_name(device),
@@ -205,6 +230,8 @@ def main() -> None:
             "gigabytes_per_second": gigabytes,
             "products_beside_copies_over_alone": asdict(slower),
             "copies_beside_products": covered,
+            "probes": probes,
+            "two_processes": peers,
         }
         record.write(arguments.json, figures)
 

@@ -9,6 +9,7 @@ import torch
 from tests.processes import run_ranks
 from tests.training.dense import Case, train_dense
 from tests.training.workers import Way, recompute_twice, train, train_each
+from tests.transfer.cuda import DEVICE, GPU
 
 TOLERANCE = 1e-10
 
@@ -104,6 +105,14 @@ def test_however_replicas_are_kept_the_result_is_the_same(
     records = results[0]["records"]
     assert sum(not record.balanced for record in records) == sum(map(len, way.missing.values()))
     assert any(record.host_copies for record in records) == (not way.no_cache)
+
+
+class TestOnGpu:
+    pytestmark = GPU
+
+    @pytest.mark.parametrize("frames", [None, 2])
+    def test_two_ranks_on_one_device_give_the_same(self, frames: int | None) -> None:
+        assert_same(KEPT, run_ranks(train, 2, KEPT, Way(frames=frames, device=str(DEVICE))))
 
 
 def assert_same(case: Case, results: list[dict[str, Any]]) -> None:

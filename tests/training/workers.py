@@ -40,7 +40,8 @@ class Way:
     whole mini-batch. checkpointed: forward is run again in backward. twice: forward is run once
     more before it, for nothing. verify: checksums. main_grad: where gradients are summed.
     as_on_cuda: by the transports of CUDA, on the CPU. no_cache: why the host cache cannot be made.
-    slow_seconds: what every copy and gradient into rank 0 takes longer, by either path.
+    slow_seconds: what every copy and gradient into rank 0 takes longer, by either path. device: of
+    weights and compute.
     """
 
     frames: int | None = None
@@ -54,6 +55,7 @@ class Way:
     as_on_cuda: bool = False
     no_cache: Literal["", "budget", "full"] = ""
     slow_seconds: float = 0.0
+    device: str = "cpu"
 
     def micro_steps(self, case: Case) -> list[list[int]]:
         """In the order in which they are run, by mini-batch."""
@@ -160,8 +162,8 @@ def train(rank: int, case: Case, way: Way = PLAIN) -> dict[str, Any]:
             gradients += optimizer_step(layers, session)
     session.close()
     return {
-        "outputs": [outputs[index] for index in range(case.total)],
-        "gradients": gradients,
+        "outputs": [outputs[index].cpu() for index in range(case.total)],
+        "gradients": [gradient.cpu() for gradient in gradients],
         "records": run.records,
         "reports": len(plans.reports),
     }
@@ -216,7 +218,10 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
     """The case's layers on this rank, joined to the daemon at ``address`` if there is one."""
     group = dist.group.WORLD
     assert group is not None
-    layers = [make_layer(case, position, group) for position in range(case.layers)]
+    on_cuda = torch.device(way.device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(way.device)
+    layers = [make_layer(case, position, group).to(way.device) for position in range(case.layers)]
     if way.main_grad:
         for layer in layers:
             for parameter in (layer.gate_up, layer.down):
@@ -227,6 +232,7 @@ def build(case: Case, address: str | None, way: Way = PLAIN) -> tuple[list[MoELa
         limit_bytes=way.limit_bytes(case),
         verify_copies=way.verify,
         cache_limit_bytes=100 if way.no_cache == "budget" else None,
+        untested_cuda=on_cuda,
     )
     with (
         largest_file(100_000) if way.no_cache == "full" else nullcontext(),
@@ -273,8 +279,8 @@ def use_main_grad(parameter: torch.nn.Parameter) -> None:
 
 
 def forward(case: Case, rank: int, index: int, layers: list[MoELayer], way: Way = PLAIN) -> Tensor:
-    hidden = case.inputs(rank, index)
-    routing = torch.from_numpy(case.actual_routing(rank, index))
+    hidden = case.inputs(rank, index).to(way.device)
+    routing = torch.from_numpy(case.actual_routing(rank, index)).to(way.device)
     for position, layer in enumerate(layers):
         if way.checkpointed:
             hidden = hidden.requires_grad_()

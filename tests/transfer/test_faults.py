@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from foremoe.errors import TransferError
 from foremoe.transfer import statistics as statistics_module
 from foremoe.transfer.paths import PathSpeed
+from foremoe.transfer.selection import Candidate, first_that_works
 from tests.processes import run_ranks
 from tests.transfer.faults import flip_a_bit, kill_worker_of, lose_copies, slow_reads
 from tests.transfer.toy_group import LAYERS, ToyRank
@@ -133,6 +135,33 @@ def _changed_bits(rank: int, directory: Path) -> None:
 
 def test_changed_bits_are_found_by_checksums_before_they_are_used(tmp_path: Path) -> None:
     run_ranks(_changed_bits, 2, tmp_path)
+
+
+def _refuse(reason: str, refused_by: int, rank: int) -> str:
+    if rank == refused_by:
+        raise TransferError(reason)
+    return reason
+
+
+def _transports_fail(rank: int) -> tuple[str | None, str | None, list[str]]:
+    """Each rank refuses another one of the first two."""
+    log, group = messages(), dist.group.WORLD
+    assert group is not None
+    here = partial(_refuse, rank=rank)
+    candidates = [
+        Candidate("first", partial(here, "no device", 1), lambda: "first"),
+        Candidate("second", lambda: None, partial(here, "no memory", 0)),
+        Candidate("third", lambda: None, lambda: "third"),
+    ]
+    found = first_that_works(candidates, group)
+    return found, first_that_works(candidates[:2], group), log
+
+
+def test_a_transport_that_fails_on_one_rank_is_named_and_left_by_all() -> None:
+    for found, nothing, log in run_ranks(_transports_fail, 2):
+        assert (found, nothing) == ("third", None)
+        said = ["degraded: no first: rank 1: no device", "degraded: no second: rank 0: no memory"]
+        assert log == said * 2
 
 
 def _ledgers_apart(rank: int) -> None:
