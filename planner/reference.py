@@ -266,6 +266,7 @@ def split_layer(
                 limit = -(-limit // topology.nodes)
             found = [(s, distance(s, rank, home[expert])) for s in sources]
             group = [s for s, d in found if d == wanted or (wanted == 3 and at_home and d == 1)]
+            least = max(limit // topology.ranks_per_node, 1)
             change = 0 if at_home else {0: -1, 1: -1, 3: 1, 4: 1}.get(wanted, 0)
             while limit and (giving := [s for s in group if left[s][expert]]):
                 source, *others = giving
@@ -273,7 +274,7 @@ def split_layer(
                 if change and wanted in (1, 3):  # so that far evens out
                     source, *others = sorted(giving, key=lambda s: change * far[s])
                     gap = abs(far[source] - far[others[0]]) if others else limit
-                    most = max(gap, limit // topology.ranks_per_node, 1)
+                    most = max(gap, least)
                 taken = min(limit, left[source][expert], most)
                 limit -= taken
                 missing[rank, slot] -= taken

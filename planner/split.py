@@ -70,11 +70,17 @@ def _sent_afar(
     """Pairs of each source whose home is in another node: ``[P]``."""
     ranks, experts = load.shape
     far = np.zeros(ranks, np.int64)
-    if ranks_per_node < ranks:
-        for source in range(ranks):
+    if ranks_per_node == ranks:
+        return far
+    away = np.zeros(experts, np.int64)  # 1 where the home is in another node
+    for start in range(0, ranks, ranks_per_node):
+        for expert in range(experts):
+            away[expert] = 0 if start <= home[expert] < start + ranks_per_node else 1
+        for source in range(start, start + ranks_per_node):
+            pairs, sent = load[source], 0
             for expert in range(experts):
-                if home[expert] // ranks_per_node != source // ranks_per_node:
-                    far[source] += load[source, expert]
+                sent += pairs[expert] * away[expert]
+            far[source] = sent
     return far
 
 
@@ -119,7 +125,17 @@ def _take_evenly(
     change: int,
 ) -> int:
     """From a node's sources but the home, so that ``far`` evens out; a pair changes it by one."""
-    taken = 0
+    there = 0
+    for source in range(start, start + ranks_per_node):
+        there += left[source] if source != owner else 0
+    taken, least = 0, max(wanted // ranks_per_node, 1)
+    if there <= wanted:
+        for source in range(start, start + ranks_per_node):
+            if source != owner:
+                tokens[source] += left[source]
+                far[source] += change * left[source]
+                left[source] = 0
+        return there
     while taken < wanted:
         first, second = -1, -1
         for source in range(start, start + ranks_per_node):
@@ -132,7 +148,7 @@ def _take_evenly(
         if first < 0:
             break
         gap = wanted if second < 0 else abs(far[first] - far[second])
-        piece = min(wanted - taken, left[first], max(gap, (wanted - taken) // ranks_per_node, 1))
+        piece = min(wanted - taken, left[first], max(gap, least))
         left[first] -= piece
         tokens[first] += piece
         far[first] += change * piece
