@@ -122,7 +122,8 @@ class TransferEngine:
             shape = (topology, self.layers, num_experts, layout, spare_slots, training)
             agreed = (shape, budget, speed, home.tobytes(), checksums, self._pool.device.type)
             check_agreement(agreed, peer_group, wait_seconds)
-        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes)
+        on_cpu = self._pool.device.type == "cpu"  # elsewhere a stream takes copies as they come
+        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes, overtake=on_cpu)
         inbox = GradientInbox(layout.gradient_layout(), device)
         ends = PeerEnds(self._pool, inbox, layout, self._statistics, checksums)
         # A path gives up at half time, so that another one can serve before the waiter gives up.

@@ -42,10 +42,14 @@ UNMEASURED = PathSpeed(0.0, 0.0, 0.0)
 class MicroStepPaths:
     """Chooses paths and order, sharing the links among the copies of one micro-step."""
 
-    def __init__(self, topology: Topology, speed: PathSpeed, slab_bytes: int) -> None:
+    def __init__(
+        self, topology: Topology, speed: PathSpeed, slab_bytes: int, overtake: bool = True
+    ) -> None:
+        """overtake: whether the host path does (``Links.overtake``)."""
         self.speed = speed
         self._topology = topology
         self._slab_bytes = slab_bytes
+        self._overtake = overtake
         self._is_measured = False
         self._dropped = 0  # replicas of the whole group since speeds were last applied
         self._open_links()
@@ -87,7 +91,8 @@ class MicroStepPaths:
             for link in (self.speed.host, self.speed.peer, self.speed.network)
         )
         chunks = chunks_of(self._slab_bytes)
-        self._links = Links(self._topology, host, peer, network, chunks)
+        overtake = self._overtake
+        self._links = Links(self._topology, host, peer, network, chunks, overtake=overtake)
         self.restart()
 
 

@@ -28,6 +28,7 @@ class Links:
     A rank's host link carries one slab at a time, its peer and network links one out and one in.
     Time is dealt in ticks of ``1 / chunks`` of a slab, so that an urgent copy waits for one chunk
     of another, not for all of it. relay: whether a replica that has arrived may be copied on.
+    overtake: whether copies of a host link that were promised before give way to more urgent ones.
     """
 
     topology: Topology
@@ -36,6 +37,7 @@ class Links:
     network_slab_ns: int
     chunks: int = 8
     relay: bool = False
+    overtake: bool = True
 
     def __post_init__(self) -> None:
         slabs = (self.host_slab_ns, self.peer_slab_ns, self.network_slab_ns)

@@ -34,7 +34,9 @@ def place_overtaking(window: Window, calendar: Calendar) -> Placed:
 
 
 def post(window: Window, placed: Placed, calendar: Calendar) -> None:
-    """Remember the copies that take the host link, as later ones may put them off."""
+    """Remember the copies that take the host link, if later ones may put them off."""
+    if not calendar.links.overtake:
+        return
     by_host = placed.link == HOST
     ticks = placed.columns[by_host] + calendar.base[Link.HOST]
     due_ns = np.full(len(ticks), window.deadline_ns)

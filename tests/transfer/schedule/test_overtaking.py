@@ -1,6 +1,7 @@
 """Copies promised later but due earlier, on host links that are taken already."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -70,6 +71,13 @@ def test_an_urgent_copy_promised_later_overtakes_between_two_chunks() -> None:
     assert (timetable.start_ns.tolist(), timetable.end_ns.tolist()) == ([4], [12])
     assert timetable.calendar.posted.ticks.tolist() == [[0, 1, 6, 7], [8, 9, 10, 11], [2, 3, 4, 5]]
     assert earlier.ticks.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_links_that_serve_in_order_let_none_overtake() -> None:
+    in_order = replace(HOST_ONLY, overtake=False)
+    earlier = schedule_micro_step([LayerCopies(7, to_rank(0, 2, 3), HOME, 0, 100)], in_order)
+    urgent = [LayerCopies(0, to_rank(0, 4), HOME, 4, 12)]
+    assert schedule_micro_step(urgent, in_order, earlier.calendar).dropped
 
 
 def test_copies_that_can_spare_no_time_stay_where_they_are() -> None:
