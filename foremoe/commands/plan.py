@@ -177,10 +177,12 @@ def run(args: argparse.Namespace) -> int:
     check_writable(json=args.json, plans=args.plans, html=args.html)
     with working("reading the trace"):
         trace = load_trace(args.trace)
-    problem, packing = _problem(trace, args)
+    with working("laying out the stage"):
+        problem, packing = _problem(trace, args)
     common = _common(trace, problem, packing, args)
     policies = list(POLICIES) if args.policy == "all" else [args.policy]
-    warm_up(policies)
+    with working("compiling the planner, once for each machine"):
+        warm_up(policies)
     records = []
     for policy in policies:
         with working(f"planning by {policy}"):

@@ -39,6 +39,7 @@ from foremoe.commands.ranges import check_least, check_spare_slots
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import load_trace
 from foremoe.outputs import check_writable, write_json
+from foremoe.progress import working
 from foremoe.simulation.cluster import Machine, machine
 from foremoe.simulation.contest import CONTESTANTS, IDEAL, UNBALANCED
 from foremoe.simulation.step import (
@@ -67,10 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     routing = parser.add_mutually_exclusive_group()
     routing.add_argument(
         "--workload",
+        type=_workload,
         choices=WORKLOADS,
         default="dirichlet",
         metavar="NAME",
-        help=f"draw routing: {', '.join(WORKLOADS)} (default %(default)s)",
+        help=f"draw routing: {', '.join(WORKLOADS)}; W0 to W7 will do (default %(default)s)",
     )
     routing.add_argument("--trace", type=Path, metavar="TRACE.npz", help="recorded routing")
     routing.add_argument(
@@ -133,6 +135,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeline", type=Path, metavar="FILE", help="write a Chrome trace here")
 
 
+def _workload(text: str) -> str:
+    """``W2`` for ``W2_hot_rank``."""
+    return next((name for name in WORKLOADS if name.partition("_")[0] == text), text)
+
+
 def run(options: argparse.Namespace) -> int:
     """Simulate, print the table, write what was asked for."""
     check_least(
@@ -163,7 +170,8 @@ def run(options: argparse.Namespace) -> int:
             done=_advance(bar, task),
         )
     if options.timeline:
-        spans = record_spans(simulated, loads, schedule, **how)
+        with working("recording the timeline"):
+            spans = record_spans(simulated, loads, schedule, **how)
         write_trace(options.timeline, Trace({stage.value: spans[stage] for stage in spans}))
     if options.json:
         write_json(options.json, _record(options, simulated, outcomes))
@@ -178,7 +186,8 @@ def _advance(bar: Progress, task: Any) -> Callable[[], None]:
 def _loads(options: argparse.Namespace, simulated: Machine, schedule: Schedule) -> Loads:
     sequences = _sequences(options, simulated)
     if options.trace is not None:
-        histograms = load_trace(options.trace).histograms()
+        with working("reading the trace"):
+            histograms = load_trace(options.trace).histograms()
         return trace_loads(histograms, simulated, schedule, sequences)
     drawing = Drawing(options.tokens_per_rank, sequences, options.seed)
     if options.heat is not None:

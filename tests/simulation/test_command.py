@@ -13,10 +13,11 @@ SMALL = ["simulate", "--model", "mixtral-8x7b", "--cluster", "h100x4", "--tokens
 
 def test_table_record_and_timeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record, timeline = tmp_path / "record.json", tmp_path / "timeline.json"
-    arguments = ["--workload", "W2_hot_rank", "--policies", "foremoe"]
+    arguments = ["--workload", "W2", "--policies", "foremoe"]
     assert main([*SMALL, *arguments, "--json", str(record), "--timeline", str(timeline)]) == 0
     printed = capsys.readouterr().out
     found = json.loads(record.read_text())
+    assert found["routing"] == "W2_hot_rank"
     assert [p["name"] for p in found["policies"]] == ["unbalanced", "foremoe", "force-balanced"]
     for policy in found["policies"]:
         assert f"{policy['speedup']:.3f}x" in printed
@@ -51,7 +52,7 @@ def test_recorded_heat_sets_what_is_drawn(tmp_path: Path) -> None:
     [
         (["--cluster", "h100"], "as in h100x64"),
         (["--cluster", "h101x8"], "did you mean 'h100'"),
-        (["--cluster", "h100x6"], "does not divide 8 experts"),
+        (["--cluster", "h100x6", "--ep-size", "3"], "does not divide 8 experts"),
         (["--cluster", "h100x8", "--ep-size", "3"], "divide 8 ranks"),
         (["--model", "mixtral"], "mixtral-8x7b"),
         (["--mini-batches", "0"], "--mini-batches: must be at least 1, got 0"),
