@@ -1,19 +1,26 @@
 """Hooks on Transformers' routers: what observers see, and routers that are not known."""
 
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from foremoe.errors import InvalidInputError
+from foremoe.foresight.routing import Routing
 from foremoe.integrations.transformers import register
 from foremoe.integrations.transformers_routers import Softmax, hook_routers, selection_biases
 from foremoe.routing.balance_losses import count_experts
 from foremoe.routing.replay import NO_EXPERT
 from foremoe.routing.router_losses import LossWeights, RouterLosses
 from foremoe.routing.selection_bias import BiasBalancer
+from foremoe.vocabulary import Stage
 from tests.integrations.transformers_models import FAMILIES, VOCABULARY
 
 
@@ -63,6 +70,50 @@ def test_selection_biases_move_by_what_the_routers_chose() -> None:
         assert torch.equal(counts[layer], expected)
         moved = model.model.layers[layer].mlp.gate.e_score_correction_bias - before[layer]
         assert torch.equal(moved, 0.5 * torch.sign(expected.float().mean() - expected))
+
+
+class ModelWithLoss(nn.Module):
+    """``model(batch)`` is the loss, as in the guide."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.config: Any = model.config
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        loss: Tensor = self.model(tokens, labels=tokens).loss
+        return loss
+
+
+def test_the_guides_code_runs_as_it_stands() -> None:
+    """docs/routing.md: R3 by sequence, then losses and biases over a mini-batch."""
+    model = ModelWithLoss(build("deepseek_v3"))
+    replay, _ = hook_routers(model, [1, 2])
+    ids = np.tile(np.arange(2, dtype=np.uint8), (8, 2, 1))
+    names: dict[str, Any] = {
+        "model": model,
+        "replay": replay,
+        "num_experts": 8,
+        "group": None,
+        "gloo_group": None,
+        "session": SimpleNamespace(micro_step=nullcontext),
+        "index": 0,
+        "stage": Stage.UPDATE,
+        "rows": {"a": torch.arange(9)},
+        "tokens": 9,
+        "rollout": {"a": Routing("a", ids, 8, (1, 2), np.zeros(8, np.uint8))},
+        "mini_batch": [batch(), batch()],
+        "optimizer": torch.optim.SGD(model.parameters(), lr=1e-3),
+    }
+    guide = Path(__file__).parents[2] / "docs" / "routing.md"
+    before = {layer: bias.clone() for layer, bias in selection_biases(model).items()}
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(), re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, guide.name, "exec"), names)
+    assert len(replay.observers) == 2
+    for layer, bias in selection_biases(model).items():
+        assert not torch.equal(bias, before[layer])
 
 
 def test_a_router_that_weighs_otherwise_is_refused() -> None:
