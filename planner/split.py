@@ -125,35 +125,42 @@ def _take_evenly(
     change: int,
 ) -> int:
     """From a node's sources but the home, so that ``far`` evens out; a pair changes it by one."""
-    there = 0
-    for source in range(start, start + ranks_per_node):
+    end, there, taken = start + ranks_per_node, 0, 0
+    for source in range(start, end):
         there += left[source] if source != owner else 0
-    taken, least = 0, max(wanted // ranks_per_node, 1)
-    if there <= wanted:
-        for source in range(start, start + ranks_per_node):
+    if there <= wanted:  # all of it
+        for source in range(start, end):
             if source != owner:
-                tokens[source] += left[source]
-                far[source] += change * left[source]
-                left[source] = 0
-        return there
+                taken += _move(left, tokens, far, source, left[source], change)
+        return taken
     while taken < wanted:
         first, second = -1, -1
-        for source in range(start, start + ranks_per_node):
+        for source in range(start, end):
             if source == owner or left[source] == 0:
                 continue
             if first < 0 or change * far[source] < change * far[first]:
                 first, second = source, first
             elif second < 0 or change * far[source] < change * far[second]:
                 second = source
-        if first < 0:
-            break
         gap = wanted if second < 0 else abs(far[first] - far[second])
-        piece = min(wanted - taken, left[first], max(gap, least))
-        left[first] -= piece
-        tokens[first] += piece
-        far[first] += change * piece
-        taken += piece
+        piece = min(wanted - taken, left[first], max(gap, wanted // ranks_per_node, 1))
+        taken += _move(left, tokens, far, first, piece, change)
     return taken
+
+
+@part
+def _move(
+    left: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+    far: NDArray[np.int64],
+    source: int,
+    pairs: int,
+    change: int,
+) -> int:
+    left[source] -= pairs
+    tokens[source] += pairs
+    far[source] += change * pairs
+    return pairs
 
 
 @part
