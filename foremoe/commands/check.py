@@ -26,6 +26,7 @@ from foremoe.commands.check_versions import installed, loaded, version_findings
 from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.commands.serve import parse_bytes
 from foremoe.errors import InvalidInputError
+from foremoe.progress import working
 from foremoe.simulation.cluster import machine
 
 EXAMPLE = "foremoe check --model qwen3-30b-a3b --cluster h100x64"
@@ -66,15 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Look at everything; 0 when all that is necessary works, 1 when something does not."""
     cache_bytes = _cache_bytes(options)
-    findings = list(version_findings(installed(), loaded()))
-    findings += _transport_findings(options.cache_directory, options.wait_seconds)
-    findings += node_findings(
-        options.cache_directory,
-        cache_bytes,
-        options.address,
-        credentials_of(options),
-        options.wait_seconds,
-    )
+    with working("trying what is here"):
+        findings = list(version_findings(installed(), loaded()))
+        findings += _transport_findings(options.cache_directory, options.wait_seconds)
+        findings += node_findings(
+            options.cache_directory,
+            cache_bytes,
+            options.address,
+            credentials_of(options),
+            options.wait_seconds,
+        )
     ready = all(each.state is not State.FAILED for each in findings)
     if options.json:
         rows = [asdict(each) for each in findings]
