@@ -92,8 +92,9 @@ def timings() -> Iterator[Timing]:
         for nodes in dict.fromkeys((1, workload.load.shape[2] // 8)):
             cases.append(("best", pose(workload, "contiguous", 1, None, nodes)))
             cases.append((f"{TARGET:g}", pose(workload, "contiguous", 1, TARGET, nodes)))
-        for aim, cost in COSTS.items():
-            cases.append((aim, replace(pose(workload, "contiguous", 1, None), cost=cost)))
+            for aim, cost in COSTS.items():
+                problem = pose(workload, "contiguous", 1, None, nodes)
+                cases.append((aim, replace(problem, cost=cost)))
     fastest = _fastest([partial(_plan_alone, problem) for _, problem in cases])
     for (aim, problem), seconds in zip(cases, fastest, strict=True):
         ranks, experts = problem.load.shape[2:]
