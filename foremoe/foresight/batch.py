@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
@@ -18,6 +19,7 @@ def split_batch(
     Raises InvalidInputError, naming ``field``, unless ids are ``[batch, length, layers, top_k]``,
     mask holds numbers or booleans ``[batch, length]``, and there is a name for each sequence.
     """
+    ids, mask = np.asarray(ids), np.asarray(mask)
     if mask.dtype.kind not in "biuf":
         raise InvalidInputError(f"{field}: expected a mask of numbers, got {mask.dtype}")
     if ids.ndim != 4 or mask.shape != ids.shape[:2] or len(sequences) != len(ids):

@@ -65,8 +65,8 @@ def _message_log(record: Record) -> NDArray[Any]:
 
 
 def _array(payload: Any, field: str) -> NDArray[Any]:
-    if isinstance(payload, np.ndarray):
-        return payload
+    if hasattr(payload, "__array__"):
+        return np.asarray(payload)
     if isinstance(payload, list):
         return nested_array(payload, 3, field)
     if not isinstance(payload, str):

@@ -40,16 +40,17 @@ def decode_array(
 ) -> Routing:
     """The ids of one response, ``[rows, num_hidden_layers, top_k]`` or flattened after the rows.
 
-    So they come from the Python engine with ``skip_tokenizer_init``, and in AReaL. Otherwise as
-    ``decode``.
+    So they come from the Python engine with ``skip_tokenizer_init``, in a CPU tensor, and in AReaL.
+    Otherwise as ``decode``.
     """
-    if routed_experts.ndim == 2 and routed_experts.shape[1] == model.num_layers * model.top_k:
-        routed_experts = routed_experts.reshape(-1, model.num_layers, model.top_k)
+    ids = np.asarray(routed_experts)
+    if ids.ndim == 2 and ids.shape[1] == model.num_layers * model.top_k:
+        ids = ids.reshape(-1, model.num_layers, model.top_k)
     if tokens is not None:
-        check_rows(routed_experts, tokens, start, f"sequence {sequence!r}: {_FIELD}")
+        check_rows(ids, tokens, start, f"sequence {sequence!r}: {_FIELD}")
     return inspect(
         sequence,
-        routed_experts,
+        ids,
         model,
         start=start,
         weight_versions=weight_versions,

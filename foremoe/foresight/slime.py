@@ -38,10 +38,11 @@ def decode(
     tokens: ``len(sample.tokens)``; rows from ``tokens - 1`` on are padding. Raises
     InvalidInputError naming sequence, field and layer.
     """
-    rows = np.zeros(rollout_routed_experts.shape[:1], np.uint8)
+    ids = np.asarray(rollout_routed_experts)
+    rows = np.zeros(ids.shape[:1], np.uint8)
     if tokens is None:
-        if rollout_routed_experts.ndim == 3:
-            rows[_padding_begins(rollout_routed_experts, model.num_experts) :] = Row.PADDING
+        if ids.ndim == 3:
+            rows[_padding_begins(ids, model.num_experts) :] = Row.PADDING
     elif rows.size < tokens - 1:
         raise InvalidInputError(
             f"sequence {sequence!r}: rollout_routed_experts: expected at least {tokens - 1} "
@@ -51,7 +52,7 @@ def decode(
         rows[tokens - 1 :] = Row.PADDING
     return inspect(
         sequence,
-        rollout_routed_experts,
+        ids,
         model,
         rows=rows,
         weight_versions=weight_versions,

@@ -36,6 +36,7 @@ def decode(
     routed_experts: ``[length, layers, top_k]``; attention_mask: ``[length]``, nonzero for tokens.
     Raises InvalidInputError naming sequence, field and layer.
     """
+    routed_experts, attention_mask = np.asarray(routed_experts), np.asarray(attention_mask)
     if attention_mask.shape != routed_experts.shape[:1]:
         raise InvalidInputError(
             f"sequence {sequence!r}: routed_experts: is {list(routed_experts.shape)}, "

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
@@ -46,9 +47,10 @@ def decode_array(
     tokens: prompt and output tokens together, to check the rows against. start: the request's
     ``routed_experts_prompt_start``. Raises InvalidInputError naming sequence, field and layer.
     """
+    ids = np.asarray(routed_experts)
     if tokens is not None:
-        check_rows(routed_experts, tokens, start, f"sequence {sequence!r}: {_FIELD}")
-    return inspect(sequence, routed_experts, model, start=start, weight_versions=weight_versions)
+        check_rows(ids, tokens, start, f"sequence {sequence!r}: {_FIELD}")
+    return inspect(sequence, ids, model, start=start, weight_versions=weight_versions)
 
 
 def decode(

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
-from foremoe.foresight import nemo_rl, prime_rl, skyrl, slime, verl
+from foremoe.foresight import nemo_rl, prime_rl, sglang, skyrl, slime, verl, vllm
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.routing import FaultKind, Row
 from tests.foresight.routes import MODEL, all_layers, models, routes
@@ -129,6 +130,22 @@ def test_prime_rl_zero_bytes_at_the_end_are_padding() -> None:
         routing = prime_rl.decode("a", {**payload, "data": data}, MODEL)
         assert routing.rows.tolist() == [0] * 6 + [Row.PADDING] * 3
         assert (routing.start, routing.faults) == (4, ())
+
+
+def test_tensors_are_read_as_arrays_are() -> None:
+    """As verl's and SkyRL's batches, NeMo-RL's messages and SGLang's Python engine hold them."""
+    ids = routes(5)
+    whole, mask = torch.from_numpy(all_layers(ids)), torch.ones(1, 5, dtype=torch.int64)
+    for routing in (
+        vllm.decode_array("a", whole.byte(), MODEL, tokens=6),
+        sglang.decode_array("a", whole.reshape(5, -1), MODEL, tokens=6),
+        slime.decode("a", whole, MODEL),
+        verl.decode("a", whole.short(), mask[0], MODEL),
+        nemo_rl.decode("a", whole.char(), MODEL),
+        *verl.decode_batch(["a"], whole[None].short(), mask, MODEL),
+        *skyrl.decode_batch(["a"], whole[None], mask < 1, MODEL),
+    ):
+        np.testing.assert_array_equal(routing.present_ids(), ids)
 
 
 def test_prime_rl_zero_bytes_alone_are_a_fault() -> None:
