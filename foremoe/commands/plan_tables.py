@@ -7,7 +7,8 @@ from rich.table import Table
 
 def _title(record: dict[str, Any]) -> str:
     target = "" if record["target"] is None else f", target {record['target']}"
-    budget, schedule = record["token_budget"], record["schedule"]
+    budget = record["token_budget"]
+    schedule = {"given": "", "similar": "ordered "}[record["order"]] + record["schedule"]
     size = f"{record['sequences_per_micro_step']} sequences"
     if budget is not None:
         size = f"at most {budget} tokens a rank"
