@@ -44,7 +44,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FuzzedDaemon]:
 
 
 def test_every_broken_call_gets_its_status_and_changes_nothing(fuzzed: FuzzedDaemon) -> None:
-    draw, chance = cases(seed=0), random.Random(0)
+    draw, chance = cases(seed=1), random.Random(0)
     for number in range(CALLS):
         fuzzed.run(draw())
         if number % 200 == 0:
