@@ -33,7 +33,7 @@ def promise_one_by_one(layers: Sequence[LayerCopies], on: Links) -> tuple[int, C
 windows = st.tuples(st.integers(1, 60), st.integers(1, 3))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(windows, max_size=7), st.integers(1, 4))
 def test_the_order_of_promises_drops_nothing_that_any_order_could_serve(
     drawn: list[tuple[int, int]], chunks: int
@@ -48,7 +48,7 @@ def test_the_order_of_promises_drops_nothing_that_any_order_could_serve(
     assert (dropped == 0) == earliest_deadline_first_fits(jobs)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(layer_lists(most=8, layers=5), links())
 def test_nothing_that_was_accepted_becomes_late_or_meets_another(
     layers: list[LayerCopies], on: Links
