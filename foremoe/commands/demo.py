@@ -24,7 +24,7 @@ _HELP = {
     "timeline": "write what ran when to this file, a Chrome trace for Perfetto and foremoe report",
 }
 
-_FILES = ("json", "timeline")
+_FILES = ("json", "timeline", "html")
 _METAVARS = {"dtype": "TYPE", "router_skew": "X", "ranks": "P", "spare_slots": "R"}
 
 EXAMPLE = "foremoe demo --ranks 2 --steps 4 --json demo.json"
