@@ -41,7 +41,7 @@ def decode(
     ids = np.asarray(rollout_routed_experts)
     rows = np.zeros(ids.shape[:1], np.uint8)
     if tokens is None:
-        if ids.ndim == 3:
+        if ids.ndim == 3 and ids.dtype.kind in "iu":
             rows[_padding_begins(ids, model.num_experts) :] = Row.PADDING
     elif rows.size < tokens - 1:
         raise InvalidInputError(

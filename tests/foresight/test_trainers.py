@@ -191,6 +191,10 @@ def test_round_trips(model: MoeModel, tokens: int, data: st.DataObject) -> None:
         ),
         (lambda: prime_rl.decode("a", wire(routes(2), start="x"), MODEL), "start: expected an int"),
         (lambda: slime.decode("a", routes(4), MODEL, tokens=9), "at least 8 rows for 9 tokens"),
+        (
+            lambda: slime.decode("a", np.zeros((4, 4, 16), [("ids", "i4")]), MODEL),
+            r"expected integers of at most 32 bits .* got \[\('ids', '<i4'\)\]",
+        ),
         (lambda: verl.decode("a", routes(4), np.ones(3), MODEL), r"its attention_mask \[3\]"),
         (lambda: verl.decode("a", routes(3), np.ones(4), MODEL), r"its attention_mask \[4\]"),
         (
