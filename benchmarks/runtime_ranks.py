@@ -1,6 +1,7 @@
 """Simulated ranks: open plan streams, a note of when each plan came, a report of each stage."""
 
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,15 @@ import grpc.aio
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.runtime_load import GROUP, LAYERS, MICRO_STEPS, PROCESSES, RANKS, start
+from benchmarks.runtime_load import (
+    GROUP,
+    LAYERS,
+    MICRO_STEPS,
+    NICENESS,
+    PROCESSES,
+    RANKS,
+    start,
+)
 from foremoe.client import MicroStepReport
 from foremoe.rpc.registration import encode_registration
 from foremoe.rpc.report import encode_report
@@ -84,6 +93,7 @@ class Ranks:
 
 
 def _follow(link: Connection, address: str, ranks: range) -> None:
+    os.nice(NICENESS)
     asyncio.run(_Process(link, ranks).run(address))
 
 

@@ -1,5 +1,7 @@
 """Planning: from a stage's schedule and foresight to plans, on worker threads."""
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,8 @@ from foremoe.runtime.step import Step
 from foremoe.runtime.step_homes import StepHomes
 from foremoe.timeline.recorder import SpanRecorder
 from foremoe.timeline.span import StageOfRun
+
+NICENESS = 5  # of threads that plan and count, beside the event loop's
 
 Histogram = NDArray[np.uint32]
 Result = TypeVar("Result")
@@ -195,9 +199,15 @@ def _worst(
     )
 
 
+def _give_way() -> None:
+    """On Linux a thread has a priority of its own: whoever waits for an answer goes first."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+
+
 def started_threads(count: int, prefix: str) -> ThreadPoolExecutor:
     """An executor whose threads run already: later there may be no memory for one."""
-    executor = ThreadPoolExecutor(count, thread_name_prefix=prefix)
+    executor = ThreadPoolExecutor(count, thread_name_prefix=prefix, initializer=_give_way)
     all_started = threading.Barrier(count)
     for started in [executor.submit(all_started.wait) for _ in range(count)]:
         started.result()

@@ -29,7 +29,7 @@ from foremoe.runtime.upload import StagedUpload
 
 # Counting the ids of a larger message takes long enough for others to notice; threads do it.
 ON_LOOP_BYTES = 64 << 10
-DECODING_THREADS = 2
+DECODING_THREADS = 1  # more are no faster, and make the event loop wait for the interpreter
 
 
 class Signal:
@@ -93,8 +93,8 @@ class ForesightService(ForesightServiceServicer):
         else:
             loop = asyncio.get_running_loop()
             decoded = await loop.run_in_executor(self._decoders, upload.decode, request.chunk)
-            await self._turns.take()  # before the next message of this size is copied and parsed
         upload.add(*decoded)
+        await self._turns.take()  # before the next message is copied and parsed
 
 
 def _part(request: foresight_pb2.UploadForesightRequest) -> str | None:

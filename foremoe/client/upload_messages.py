@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.histogram import ID_DTYPES, expert_histogram
 from foremoe.foresight.routing import Routing
-from foremoe.limits import UPLOAD_MESSAGE_BYTES, check_name, check_range
+from foremoe.limits import check_name, check_range
 from foremoe.rpc.arrays import encode_array
 from foremoe.rpc.foresight import MAX_TOKENS, UploadHeader, check_histogram
 from foremoe.rpc.v1.array_pb2 import Array
@@ -21,7 +21,7 @@ from foremoe.rpc.v1.foresight_pb2 import (
     UploadForesightRequest,
 )
 
-CHUNK_BYTES = UPLOAD_MESSAGE_BYTES - 4096  # leaves room for the id and the framing
+IDS_BYTES = 256 << 10  # of a message: other clients of the daemon wait for as long as one takes
 
 
 class UploadMessages:
@@ -106,7 +106,7 @@ class UploadMessages:
                 f"expert_ids of sequence {sequence_id!r}: ids must lie in "
                 f"[0, {header.num_experts}), got {int(ids.min())} to {int(ids.max())}"
             )
-        piece = max(CHUNK_BYTES // (ids[0].nbytes), 1)
+        piece = max(IDS_BYTES // ids[0].nbytes, 1)
         parts = (ids[begin : begin + piece] for begin in range(0, len(ids), piece))
         return (self._chunk(sequence_id, len(part), part, "expert_ids") for part in parts)
 
