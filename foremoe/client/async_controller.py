@@ -108,9 +108,13 @@ class AsyncControllerClient:
         """As ``ControllerClient.release_step``."""
         await self._ask(ScheduleServiceStub, "ReleaseStep", release_request(step))
 
-    async def status(self) -> RuntimeStatus:
-        """A snapshot of what the daemon holds."""
-        return decode_status(await self._ask(StatusServiceStub, "GetStatus", GetStatusRequest()))
+    async def status(self, worst_micro_steps_of: str = "") -> RuntimeStatus:
+        """A snapshot of what the daemon holds.
+
+        worst_micro_steps_of: an EP group whose latest stages come with their worst micro-step.
+        """
+        request = GetStatusRequest(worst_micro_steps_of=worst_micro_steps_of)
+        return decode_status(await self._ask(StatusServiceStub, "GetStatus", request))
 
     async def close(self) -> None:
         """Close the channels; a later call opens others."""
