@@ -52,17 +52,19 @@ def test_less_comes_from_afar_and_compute_stays_within_the_cap() -> None:
 def test_plans_by_time_gain_where_dispatch_between_nodes_is_slow() -> None:
     prices = dict.fromkeys(CostModel.__dataclass_fields__, 0)
     far = CostModel(**{**prices, "pair": 1, "far_pair": 10})
-    problem = skewed_problem(3, 16, 4, 64, 2, micro_steps=2)
+    problem = skewed_problem(1, 16, 4, 64, 2, micro_steps=2)
     by_time = StageProblem(
         problem.load, problem.home, problem.mini_batch, problem.topology, 2, None, far
     )
-    for plan, even in zip(foremoe(problem), foremoe(by_time), strict=True):
-        validate(even, plan.load, problem.topology, 2)
-        received = [
-            received_afar(p.load, p.home, (p.replica_expert, p.replica_tokens.sum(axis=1)))
-            for p in (plan, even)
-        ]
-        assert received[1].sum() < 0.9 * received[0].sum()
+    received = []
+    for asked in (problem, by_time):
+        plans = list(foremoe(asked))
+        for plan, load in zip(plans, problem.load, strict=True):
+            validate(plan, load, problem.topology, 2)
+        choices = [(plan.replica_expert, plan.replica_tokens.sum(axis=1)) for plan in plans]
+        afar = [received_afar(p.load, p.home, c) for p, c in zip(plans, choices, strict=True)]
+        received.append(np.sum(afar))
+    assert received[1] < 0.78 * received[0]  # 0.86 by the targets alone
 
 
 def received_afar(
