@@ -1,6 +1,7 @@
 """The RL controller's side for asyncio programs."""
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,7 @@ from foremoe.client.async_foresight_stream import AsyncForesightStream
 from foremoe.client.controller import ControllerClient
 from foremoe.client.controller_requests import proposal_request, release_request, submit_request
 from foremoe.client.readiness import Progress, Readiness
-from foremoe.client.retry import retry_delays
+from foremoe.client.retry import Attempts
 from foremoe.errors import UnavailableError
 from foremoe.planner.packing import AttentionCost
 from foremoe.rpc.address import parse_address
@@ -34,8 +35,8 @@ class AsyncControllerClient:
     The channel is opened by the first call; make that after the last fork, in the loop that makes
     all others. Tasks may share a client, each with streams of its own. retry_seconds: how long a
     call waits for a daemon that is not there or restarts, made again and again; all calls are safe
-    to repeat. An upload is not repeated: its caller has the sequences. credentials: None takes
-    those that the environment names, if any.
+    to repeat, and uploads are repeated as ``ForesightStream`` says. credentials: None takes those
+    that the environment names, if any.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class AsyncControllerClient:
         self._retry_seconds = retry_seconds
         self._credentials = credentials
         self._channel: grpc.aio.Channel | None = None
-        self._uploads = ControllerClient(address, timeout_seconds, credentials=credentials)
+        self._uploads = ControllerClient(address, timeout_seconds, retry_seconds, credentials)
 
     def foresight_stream(
         self,
@@ -101,7 +102,7 @@ class AsyncControllerClient:
         """As ``ControllerClient.wait_planned``."""
         readiness = Readiness(ep_group, step, stage, timeout_seconds, progress)
         delays = readiness.delays()
-        while not readiness.take(await self.status()):
+        while not readiness.take(await self._snapshot("", readiness.seconds_left())):
             await asyncio.sleep(next(delays))
 
     async def release_step(self, step: int) -> None:
@@ -113,8 +114,7 @@ class AsyncControllerClient:
 
         worst_micro_steps_of: an EP group whose latest stages come with their worst micro-step.
         """
-        request = GetStatusRequest(worst_micro_steps_of=worst_micro_steps_of)
-        return decode_status(await self._ask(StatusServiceStub, "GetStatus", request))
+        return await self._snapshot(worst_micro_steps_of, math.inf)
 
     async def close(self) -> None:
         """Close the channels; a later call opens others."""
@@ -139,15 +139,26 @@ class AsyncControllerClient:
             self._channel = open_async_channel(self._address, self._credentials)
         return self._channel
 
-    async def _ask(self, service: Callable[..., Any], method: str, request: Any) -> Any:
-        delays = retry_delays(self._retry_seconds)
+    async def _snapshot(self, worst_micro_steps_of: str, limit_seconds: float) -> RuntimeStatus:
+        request = GetStatusRequest(worst_micro_steps_of=worst_micro_steps_of)
+        answer = await self._ask(StatusServiceStub, "GetStatus", request, limit_seconds)
+        return decode_status(answer)
+
+    async def _ask(
+        self,
+        service: Callable[..., Any],
+        method: str,
+        request: Any,
+        limit_seconds: float = math.inf,
+    ) -> Any:
+        attempts = Attempts(self._timeout_seconds, self._retry_seconds, limit_seconds)
         while True:
             try:
                 call = getattr(service(self._open()), method)
-                return await call(request, timeout=self._timeout_seconds)
+                return await call(request, timeout=attempts.timeout_seconds())
             except grpc.RpcError as error:
                 failure = local_error(error, self._address)
-            delay = next(delays, None)
+            delay = attempts.delay()
             if delay is None or not isinstance(failure, UnavailableError):
                 raise failure
             await asyncio.sleep(delay)

@@ -1,5 +1,6 @@
 """The RL controller's side: foresight and schedules in, steps released, status out."""
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +12,12 @@ import grpc
 from foremoe.client.controller_requests import proposal_request, release_request, submit_request
 from foremoe.client.foresight_stream import ForesightStream
 from foremoe.client.readiness import Progress, Readiness
-from foremoe.client.retry import retry_delays
+from foremoe.client.retry import Attempts
 from foremoe.errors import UnavailableError
 from foremoe.planner.packing import AttentionCost
 from foremoe.rpc.address import parse_address
 from foremoe.rpc.channel import close_channel, open_channel
-from foremoe.rpc.codes import local_error
+from foremoe.rpc.codes import daemon_error, local_error
 from foremoe.rpc.credentials import Credentials
 from foremoe.rpc.foresight import UploadHeader
 from foremoe.rpc.proposal import (
@@ -25,7 +26,6 @@ from foremoe.rpc.proposal import (
 )
 from foremoe.rpc.schedule import MicroStepSchedule
 from foremoe.rpc.status import RuntimeStatus, decode_status
-from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceStub
 from foremoe.rpc.v1.status_pb2 import GetStatusRequest
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceStub
@@ -41,7 +41,7 @@ class ControllerClient:
     daemon's refusal as the foremoe.errors class it is, and UnavailableError when no daemon answers
     within ``timeout_seconds``. Threads may share a client, each with streams of its own.
     retry_seconds: how long a call waits for a daemon that is not there or restarts, made again and
-    again; all calls are safe to repeat. An upload is not repeated: its caller has the sequences.
+    again; all calls are safe to repeat, and uploads are repeated as ``ForesightStream`` says.
     credentials: None takes those that the environment names, if any.
     """
 
@@ -76,10 +76,12 @@ class ControllerClient:
         """
         header = UploadHeader(step, tuple(layers), num_experts, top_k)
         return ForesightStream(
-            ForesightServiceStub(self._open()),
+            self._open(),
+            lambda: open_channel(self._address, self._credentials),
             self._address,
             header,
             self._timeout_seconds,
+            self._retry_seconds,
             send_ids,
         )
 
@@ -131,12 +133,14 @@ class ControllerClient:
         """Return when every micro-step of a scheduled stage has its plan.
 
         Training need not wait: ranks wait for each plan a little, and go on without. progress is
-        called with micro-steps planned and all micro-steps. Raises NotReadyError after
-        ``timeout_seconds`` or when planning broke off, UnknownError for a stage without schedule.
+        called with micro-steps planned and all micro-steps, at first and whenever more are planned;
+        it never goes back. Raises NotReadyError after ``timeout_seconds`` or when planning broke
+        off, UnknownError for a stage without schedule (of a daemon that was restarted, say),
+        UnavailableError when no daemon answers, soon after ``timeout_seconds`` if not before.
         """
         readiness = Readiness(ep_group, step, stage, timeout_seconds, progress)
         delays = readiness.delays()
-        while not readiness.take(self.status()):
+        while not readiness.take(self._snapshot("", readiness.seconds_left())):
             time.sleep(next(delays))
 
     def release_step(self, step: int) -> None:
@@ -148,8 +152,7 @@ class ControllerClient:
 
         worst_micro_steps_of: an EP group whose latest stages come with their worst micro-step.
         """
-        request = GetStatusRequest(worst_micro_steps_of=worst_micro_steps_of)
-        return decode_status(self._ask(StatusServiceStub, "GetStatus", request))
+        return self._snapshot(worst_micro_steps_of, math.inf)
 
     def close(self) -> None:
         """Close the channel; a later call opens another."""
@@ -175,17 +178,27 @@ class ControllerClient:
                 self._channel = open_channel(self._address, self._credentials)
             return self._channel
 
-    def _ask(self, service: Callable[[grpc.Channel], Any], method: str, request: Any) -> Any:
-        delays = retry_delays(self._retry_seconds)
+    def _snapshot(self, worst_micro_steps_of: str, limit_seconds: float) -> RuntimeStatus:
+        request = GetStatusRequest(worst_micro_steps_of=worst_micro_steps_of)
+        return decode_status(self._ask(StatusServiceStub, "GetStatus", request, limit_seconds))
+
+    def _ask(
+        self,
+        service: Callable[[grpc.Channel], Any],
+        method: str,
+        request: Any,
+        limit_seconds: float = math.inf,
+    ) -> Any:
+        attempts = Attempts(self._timeout_seconds, self._retry_seconds, limit_seconds)
         while True:
             try:
                 call = getattr(service(self._open()), method)
-                return call(request, timeout=self._timeout_seconds)
+                return call(request, timeout=attempts.timeout_seconds())
             except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    self.close()  # a new channel finds a restarted daemon without a backoff
                 failure = local_error(error, self._address)
-            delay = next(delays, None)
+                if error.code() is grpc.StatusCode.UNAVAILABLE and daemon_error(error) is None:
+                    self.close()  # a new channel finds a restarted daemon without a backoff
+            delay = attempts.delay()
             if delay is None or not isinstance(failure, UnavailableError):
                 raise failure
             time.sleep(delay)

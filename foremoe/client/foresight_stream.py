@@ -1,9 +1,6 @@
 """Uploads foresight sequence by sequence, while the rollout goes on."""
 
-import contextlib
-import queue
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,47 +8,58 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
+from foremoe.client.outbox import Outbox
+from foremoe.client.retry import Attempts
 from foremoe.client.upload_messages import UploadMessages
-from foremoe.errors import UnavailableError
+from foremoe.errors import ForemoeError, UnavailableError
 from foremoe.foresight.routing import Routing
 from foremoe.rpc.address import Address
+from foremoe.rpc.channel import close_channel
 from foremoe.rpc.codes import local_error
 from foremoe.rpc.foresight import UploadHeader
-from foremoe.rpc.v1.foresight_pb2 import UploadForesightRequest
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 
-QUEUED_CHUNKS = 64
-_LOOK_AGAIN_SECONDS = 0.1
+REPEATABLE_BYTES = 512 << 20
 
 
 class ForesightStream:
     """One upload: ``add`` each finished sequence; leaving the ``with`` block commits.
 
-    An exception inside the block, or a lost daemon, leaves the daemon as it was. Not for use by
-    several threads at once.
+    The daemon keeps all of it or nothing: an exception inside the block leaves it as it was. When
+    the daemon is lost meanwhile, the upload is sent again as a whole, from its first sequence, to
+    the daemon that answers next; what that one has already counts as known, so the effect is that
+    of one upload. All the time it gets no further may add up to ``retry_seconds``; then, or when it
+    has sent more than the 512 MiB that are kept here for that, UnavailableError is raised, and its
+    caller has to send it again. Not for use by several threads at once.
     """
 
     def __init__(
         self,
-        stub: ForesightServiceStub,
+        channel: grpc.Channel,
+        reopen: Callable[[], grpc.Channel],
         address: Address,
         header: UploadHeader,
         timeout_seconds: float,
+        retry_seconds: float,
         send_ids: bool,
     ) -> None:
         self.sequences_added = 0
         self.sequences_known = 0
-        self._stub = stub
+        self._channel = channel
+        self._reopen = reopen
+        self._own_channel: grpc.Channel | None = None
         self._address = address
         self._upload = UploadMessages(header, send_ids)
         self._timeout_seconds = timeout_seconds
-        self._messages: queue.Queue[UploadForesightRequest | None] = queue.Queue(QUEUED_CHUNKS)
+        self._outbox = Outbox(REPEATABLE_BYTES if retry_seconds > 0 else 0)
+        self._changed = self._outbox.changed
         self._call: Any = None
         self._aborted = False
+        self._attempts = Attempts(timeout_seconds, retry_seconds)
 
     def __enter__(self) -> Self:
-        self._call = self._stub.UploadForesight.future(self._take_messages())
-        self._put(self._upload.header())
+        self._begin_call()
+        self._outbox.put(self._upload.header())
         return self
 
     def add(
@@ -74,14 +82,15 @@ class ForesightStream:
         refused the upload.
         """
         for message in self._upload.chunks(sequence_id, histogram, expert_ids, routing):
-            self._put(message)
+            self._wait(lambda: self._outbox.has_room)
+            self._outbox.put(message)
 
     def abort(self) -> None:
         """End the call, from any thread: the daemon keeps nothing of it."""
-        self._call.cancel()
-        self._aborted = True
-        with contextlib.suppress(queue.Full):  # when full, the sender looks at the flag next
-            self._messages.put_nowait(None)
+        with self._changed:
+            self._aborted = True
+            self._call.cancel()
+            self._end()
 
     def __exit__(
         self,
@@ -92,62 +101,90 @@ class ForesightStream:
         if error is not None:
             self.abort()
             return
-        self._put(self._upload.commit())
-        self._put(None)
-        try:
-            response = self._call.result(timeout=self._timeout_seconds)
-        except grpc.FutureTimeoutError:
-            self.abort()
-            raise UnavailableError(
-                f"the runtime at {self._address.target} did not answer in "
-                f"{self._timeout_seconds} s; whether the upload was kept is not known, "
-                "sending it again is safe"
-            ) from None
-        except grpc.FutureCancelledError:
-            raise self._aborted_error() from None
-        except grpc.RpcError as failure:
-            raise local_error(failure, self._address) from None
+        self._wait(lambda: self._outbox.has_room)
+        self._outbox.put(self._upload.commit(), last=True)
+        self._wait(lambda: self._call.done())
+        response = self._call.result()
         self.sequences_added = response.sequences_added
         self.sequences_known = response.sequences_known
+        self._end()
 
-    def _put(self, message: UploadForesightRequest | None) -> None:
-        """Queue a message; raises what the daemon answered if it has ended the call.
+    def _begin_call(self) -> None:
+        stub = ForesightServiceStub(self._own_channel or self._channel)
+        self._call = stub.UploadForesight.future(self._outbox.messages())
+        self._call.add_done_callback(self._wake)
 
-        Raises UnavailableError when the daemon takes nothing for the stream's timeout.
+    def _end(self) -> None:
+        self._outbox.close()
+        self._close_own_channel()
+
+    def _close_own_channel(self) -> None:
+        if self._own_channel is not None:
+            close_channel(self._own_channel, wait_seconds=0)
+            self._own_channel = None
+
+    def _wake(self, _call: Any) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait(self, ready: Callable[[], bool]) -> None:
+        """Return when ``ready``, however long, as long as the daemon takes messages.
+
+        A call that is lost is made again; raises what the daemon answered if it has refused it.
         """
-        deadline = time.monotonic() + self._timeout_seconds
-        while time.monotonic() < deadline:
-            if self._call.done():
-                if message is None:
-                    return
-                self._raise_answer()
-            try:
-                self._messages.put(message, timeout=_LOOK_AGAIN_SECONDS)
-            except queue.Full:
-                continue
-            return
-        self.abort()
-        raise UnavailableError(
-            f"the runtime at {self._address.target} took nothing for {self._timeout_seconds} s; "
-            "nothing of the upload was kept, send it again"
+        while (failure := self._failure(ready)) is not None:
+            delay = self._attempts.delay(self._outbox.sent)
+            if self._aborted or delay is None or not isinstance(failure, UnavailableError):
+                self.abort()
+                raise failure
+            if not self._outbox.is_repeatable:
+                self.abort()
+                raise UnavailableError(
+                    f"{failure}; the upload had sent more than {REPEATABLE_BYTES >> 20} MiB, the "
+                    "most that is kept to be sent again: send its sequences again, in several "
+                    "uploads"
+                )
+            self._begin_again(delay)
+
+    def _begin_again(self, delay: float) -> None:
+        """Another call, by a new channel: it finds a restarted daemon without a backoff."""
+        with self._changed:
+            self._call.cancel()
+            if self._changed.wait_for(lambda: self._aborted, delay):
+                raise self._ended_error()
+            self._close_own_channel()
+            self._own_channel = self._reopen()
+            self._begin_call()
+
+    def _failure(self, ready: Callable[[], bool]) -> ForemoeError | None:
+        """Why the call under way has failed; None when it has not and is ``ready``."""
+        with self._changed:
+            while not self._call.done():
+                if ready():
+                    return None
+                if not self._changed.wait(self._timeout_seconds):
+                    return self._silence()
+        try:
+            self._call.result()
+        except grpc.FutureCancelledError:
+            return self._ended_error()
+        except grpc.RpcError as failure:
+            return local_error(failure, self._address)
+        return None
+
+    def _silence(self) -> UnavailableError:
+        what = "took nothing for", "nothing of the upload was kept, send it again"
+        if self._outbox.is_complete:
+            what = (
+                "did not answer in",
+                "whether the upload was kept is not known, sending it again is safe",
+            )
+        return UnavailableError(
+            f"the runtime at {self._address.target} {what[0]} {self._timeout_seconds} s; {what[1]}"
         )
 
-    def _raise_answer(self) -> None:
-        try:
-            self._call.result(timeout=0)
-        except grpc.FutureCancelledError:
-            raise self._aborted_error() from None
-        except grpc.RpcError as failure:
-            raise local_error(failure, self._address) from None
-        finally:
-            self.abort()
-
-    def _aborted_error(self) -> UnavailableError:
+    def _ended_error(self) -> UnavailableError:
         return UnavailableError(
             f"the upload to {self._address.target} was ended before; nothing of it was kept, "
             "send it again"
         )
-
-    def _take_messages(self) -> Iterator[UploadForesightRequest]:
-        while (message := self._messages.get()) is not None and not self._aborted:
-            yield message

@@ -50,7 +50,8 @@ class RankClient:
     All of it happens on background threads that are started, and open their channels, in
     ``start()``: construct the client at any time, start it after the last fork. Training never
     depends on the daemon: without one, ``wait`` answers None and reports are dropped.
-    credentials: None takes those that the environment names, if any. spans: takes waits for plans.
+    credentials: None takes those that the environment names, if any. spans: takes waits for plans,
+    and has what ran when in a stage.
     """
 
     def __init__(
@@ -128,8 +129,8 @@ class RankClient:
         self._inbox.forget_before(step)
 
     def report(self, step: int, stage: Stage, micro_steps: Sequence[MicroStepReport]) -> None:
-        """Queue reports of micro-steps that were run; returns at once."""
-        self._reporter.add(step, stage, micro_steps)
+        """Queue reports of micro-steps that were run, and what ran when; returns at once."""
+        self._reporter.add(step, stage, micro_steps, self._spans.take_sample(step, stage))
 
     def homes_moved(self, home: NDArray[np.int32]) -> None:
         """Tell the next daemon that experts live at ``home [L, E]`` now; this one knows."""

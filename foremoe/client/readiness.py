@@ -14,9 +14,10 @@ _LAST_SECONDS = 0.1
 
 
 class Readiness:
-    """Follows the planning of one stage through snapshots of the daemon.
+    """Follows the planning of one stage through snapshots of the daemon, until a deadline.
 
-    progress is called with the first snapshot and whenever more micro-steps are planned.
+    progress is called with the first snapshot and whenever more micro-steps are planned than it
+    was told of: it never goes back, also when a restarted daemon plans the stage anew.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class Readiness:
         self._key = (ep_group, stage)
         self._step = step
         self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
         self._progress = progress
-        self._planned = -1
+        self._told = -1
+        self._planned = 0
         self._micro_steps = 0
 
     def take(self, status: RuntimeStatus) -> bool:
@@ -51,9 +54,9 @@ class Readiness:
                 f"stage {self._key[1]} of step {self._step} has no schedule for EP group "
                 f"{self._key[0]!r}; submit one first"
             )
-        self._micro_steps = stages[0].micro_steps
-        if stages[0].planned > self._planned:
-            self._planned = stages[0].planned
+        self._planned, self._micro_steps = stages[0].planned, stages[0].micro_steps
+        if self._planned > self._told:
+            self._told = self._planned
             if self._progress is not None:
                 self._progress(self._planned, self._micro_steps)
         if stages[0].planning_failed:
@@ -64,11 +67,14 @@ class Readiness:
             )
         return self._planned == self._micro_steps
 
+    def seconds_left(self) -> float:
+        """Seconds until the deadline, and none after it."""
+        return max(self._deadline - time.monotonic(), 0.0)
+
     def delays(self) -> Iterator[float]:
         """Seconds to wait before each further snapshot; raises NotReadyError at the deadline."""
-        deadline = time.monotonic() + self._timeout_seconds
         delay = _FIRST_SECONDS
-        while (left := deadline - time.monotonic()) > 0:
+        while (left := self.seconds_left()) > 0:
             yield min(delay, left)
             delay = min(2 * delay, _LAST_SECONDS)
         raise NotReadyError(

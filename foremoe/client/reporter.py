@@ -16,8 +16,11 @@ from foremoe.rpc.credentials import Credentials
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport, encode_report
 from foremoe.rpc.stages import encode_stage
+from foremoe.rpc.timeline import Timeline, encode_timeline
 from foremoe.rpc.v1.rank_pb2 import ReportStageRequest
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
+from foremoe.timeline.chrome_trace import Clock
+from foremoe.timeline.span import Span
 from foremoe.vocabulary import Stage
 
 log = logging.getLogger(__name__)
@@ -25,7 +28,7 @@ log = logging.getLogger(__name__)
 CALL_SECONDS = 2.0
 QUEUED_REPORTS = 256
 
-_Report = tuple[int, Stage, tuple[MicroStepReport, ...]]
+_Report = tuple[int, Stage, tuple[MicroStepReport, ...], Sequence[Span]]
 
 
 class Reporter:
@@ -49,10 +52,16 @@ class Reporter:
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, step: int, stage: Stage, micro_steps: Sequence[MicroStepReport]) -> None:
-        """Returns at once; the arrays must not change afterwards."""
+    def add(
+        self,
+        step: int,
+        stage: Stage,
+        micro_steps: Sequence[MicroStepReport],
+        spans: Sequence[Span] = (),
+    ) -> None:
+        """Returns at once; the arrays must not change afterwards. spans: what ran when."""
         try:
-            self._reports.put_nowait((step, stage, tuple(micro_steps)))
+            self._reports.put_nowait((step, stage, tuple(micro_steps), spans))
         except queue.Full:
             self._drop("the queue is full")
 
@@ -80,14 +89,20 @@ class Reporter:
                     self._drop(str(error))
 
     def _request(
-        self, step: int, stage: Stage, micro_steps: tuple[MicroStepReport, ...]
+        self,
+        step: int,
+        stage: Stage,
+        micro_steps: tuple[MicroStepReport, ...],
+        spans: Sequence[Span],
     ) -> ReportStageRequest:
+        ran = Timeline.of(spans, Clock.here().ahead_ns) if spans else None
         return ReportStageRequest(
             ep_group=self._registration.ep_group,
             rank=self._registration.rank,
             step=step,
             stage=encode_stage(stage),
             micro_steps=[encode_report(report) for report in micro_steps],
+            timeline=None if ran is None else encode_timeline(ran),
         )
 
     def _drop(self, reason: str) -> None:

@@ -32,7 +32,6 @@ _TCP_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.ping_timeout_ms", SILENCE_SECONDS * 1000),
 )
-_CLOSE_SECONDS = 1.0
 
 
 def open_channel(address: Address, credentials: Credentials | None = None) -> grpc.Channel:
@@ -59,15 +58,15 @@ def open_async_channel(
     return grpc.aio.secure_channel(address.target, shown, options=options)
 
 
-def close_channel(channel: grpc.Channel) -> None:
+def close_channel(channel: grpc.Channel, wait_seconds: float = 1.0) -> None:
     """Close, without waiting for a peer that has stopped reading.
 
     gRPC's close returns only when the last write has gone through, which a frozen daemon never
-    lets happen; after a second that wait goes on in a background thread.
+    lets happen; after ``wait_seconds`` that wait goes on in a background thread.
     """
     closing = threading.Thread(target=channel.close, name="foremoe-close", daemon=True)
     closing.start()
-    closing.join(_CLOSE_SECONDS)
+    closing.join(wait_seconds)
 
 
 def _options(address: Address) -> tuple[tuple[str, int | str], ...]:

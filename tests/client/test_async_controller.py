@@ -203,32 +203,23 @@ def test_frozen_daemon_is_unavailable_after_the_timeout(tmp_path: Path) -> None:
         run(meet_silence(daemon, 400))
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_calls_wait_for_a_daemon_that_restarts(tmp_path: Path, asynchronous: bool) -> None:
-    """The call is made while no daemon is there; the one that starts then answers it."""
+def test_calls_wait_for_a_daemon_that_restarts(tmp_path: Path) -> None:
+    """The calls are made while no daemon is there; the one that starts then answers them."""
     tmp_path.chmod(0o700)
+
+    async def ask(stack: contextlib.ExitStack, first: DaemonProcess) -> None:
+        client = stack.enter_context(ControllerClient(first.address, 5.0, retry_seconds=30))
+        async with AsyncControllerClient(first.address, 5.0, retry_seconds=30) as asynchronous:
+            assert client.status().pid == (await asynchronous.status()).pid == first.process.pid
+            first.kill()
+            answers = asyncio.gather(asynchronous.status(), asyncio.to_thread(client.status))
+            await asyncio.sleep(0)
+            second = DaemonProcess(tmp_path)
+            stack.callback(second.kill)
+            assert [answer.pid for answer in await answers] == [second.process.pid] * 2
+
     with contextlib.ExitStack() as stack:
-        first = stack.enter_context(DaemonProcess(tmp_path))
-
-        async def ask() -> int:
-            async with AsyncControllerClient(first.address, 5.0, retry_seconds=30) as client:
-                assert (await client.status()).pid == first.process.pid
-                first.kill()
-                answer = asyncio.create_task(client.status())
-                await asyncio.sleep(0)
-                second = DaemonProcess(tmp_path)
-                stack.callback(second.kill)
-                return (await answer).pid - second.process.pid
-
-        def ask_sync() -> int:
-            with ControllerClient(first.address, 5.0, retry_seconds=30) as client:
-                assert client.status().pid == first.process.pid
-                first.kill()
-                second = DaemonProcess(tmp_path)
-                stack.callback(second.kill)
-                return client.status().pid - second.process.pid
-
-        assert (asyncio.run(ask()) if asynchronous else ask_sync()) == 0
+        asyncio.run(ask(stack, stack.enter_context(DaemonProcess(tmp_path))))
 
 
 def test_what_the_daemon_refuses_is_not_asked_again(daemon: DaemonProcess) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import foremoe.client.foresight_stream as foresight_stream
 from foremoe.cli import main
 from foremoe.client import ControllerClient, MicroStepSchedule, RankClient, RankRegistration
 from foremoe.errors import (
@@ -112,6 +113,15 @@ def test_many_sequences_stream_while_they_finish(daemon: DaemonProcess) -> None:
             for index in range(1000):
                 stream.add(f"s{index}", histogram=counts)
         assert sequences(client, 3) == 1000
+
+
+def test_an_upload_too_large_to_be_repeated_is_taken_all_the_same(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foresight_stream, "REPEATABLE_BYTES", 1000)
+    with ControllerClient(daemon.address, retry_seconds=60) as client:
+        fill(client, 42, range(100))
+        assert sequences(client, 42) == 100
 
 
 def test_exception_in_the_block_aborts_the_upload(daemon: DaemonProcess) -> None:

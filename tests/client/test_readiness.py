@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from foremoe.client.readiness import Readiness
-from foremoe.client.retry import retry_delays
+from foremoe.client.retry import Attempts
 from foremoe.errors import NotReadyError, UnknownError
 from foremoe.rpc.status import RuntimeStatus, StageStatus, StepState, StepStatus
 from foremoe.vocabulary import Stage
 
 
-def snapshot(planned: int, stage: Stage = Stage.UPDATE, failed: bool = False) -> RuntimeStatus:
-    figures = StageStatus("ep0", stage, 8, planned, 1.5, 1.0, 1.0, 0, 0.1)
+def snapshot(planned: int, *, failed: bool = False, micro_steps: int = 8) -> RuntimeStatus:
+    figures = StageStatus("ep0", Stage.UPDATE, micro_steps, planned, 1.5, 1.0, 1.0, 0, 0.1)
     stages = (replace(figures, planning_failed=failed),)
     steps = (StepStatus(3, StepState.SCHEDULED, 16, stages),)
     return RuntimeStatus("0", "id", 1, 1.0, 0, 1, (), steps)
@@ -49,11 +49,50 @@ def test_waiting_ends_with_what_was_planned() -> None:
         next(readiness.delays())
 
 
-def test_delays_double_up_to_a_second_and_end() -> None:
-    delays = retry_delays(60)
-    assert [next(delays) for _ in range(7)] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
-    assert list(retry_delays(0)) == []
-    began = time.monotonic()
-    for delay in retry_delays(0.2):
-        time.sleep(delay)
-    assert 0.2 <= time.monotonic() - began < 5
+def test_planning_anew_does_not_take_progress_back() -> None:
+    """The daemon was restarted, and the stage scheduled again, shorter."""
+    told: list[tuple[int, int]] = []
+    readiness = Readiness("ep0", 3, Stage.UPDATE, 1, lambda *counts: told.append(counts))
+    assert not readiness.take(snapshot(4))
+    assert not readiness.take(snapshot(2, micro_steps=4))
+    assert readiness.take(snapshot(4, micro_steps=4))
+    assert told == [(4, 8)]
+
+
+def test_delays_double_up_to_a_second_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    assert Attempts(10, 0).delay() is None
+    attempts, delays = Attempts(10, 4), list[float]()
+    while (delay := attempts.delay()) is not None:
+        delays.append(delay)
+        now += delay + 1e-6
+    assert delays == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 0.45], rel=1e-3)
+
+
+def test_only_attempts_in_vain_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon lost for 1 s after an hour's upload, and once more after another hour."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    attempts = Attempts(10, 1.5)
+    for progress in (100, 200):
+        now += 3600
+        assert attempts.delay(progress) == 0.05
+        now += 0.5
+        assert attempts.delay(3) == 0.1
+    now += 0.4
+    assert attempts.delay(200) == pytest.approx(0.1)
+    now += 0.2
+    assert attempts.delay(3) is None
+
+
+def test_attempts_end_with_the_callers_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    attempts = Attempts(10, 60, 4)
+    assert attempts.timeout_seconds() == 4
+    now = 3.98
+    assert attempts.timeout_seconds() == 1
+    assert attempts.delay() == pytest.approx(0.02)
+    now = 4.0
+    assert attempts.delay() is None
