@@ -28,6 +28,7 @@ from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule, check_schedule
 from foremoe.rpc.status import RuntimeStatus, StageDetail, StepState, StepStatus
+from foremoe.rpc.timeline import Timeline
 from foremoe.rpc.v1.foresight_pb2 import ForesightCommit
 from foremoe.runtime.budget import ByteBudget
 from foremoe.runtime.config import RuntimeConfig
@@ -244,12 +245,19 @@ class Coordinator:
         return self._plan_logs[ep_group].after(number)
 
     def report(
-        self, ep_group: str, rank: int, step: int, stage: Stage, reports: Sequence[MicroStepReport]
+        self,
+        ep_group: str,
+        rank: int,
+        step: int,
+        stage: Stage,
+        reports: Sequence[MicroStepReport],
+        timeline: Timeline | None = None,
     ) -> None:
         """Keep what a rank says about micro-steps it ran; the same report again changes nothing.
 
-        Raises UnknownError for a group, rank or step not known, NotReadyError for a stage without
-        a schedule, InvalidInputError for a micro-step outside the schedule.
+        timeline: what ran when in the first of them. Raises UnknownError for a group, rank or step
+        not known, NotReadyError for a stage without a schedule, InvalidInputError for a micro-step
+        outside the schedule.
         """
         group = self.groups.member(ep_group, rank)
         held = self._step(step)
@@ -264,8 +272,13 @@ class Coordinator:
             check_range(report.micro_step, 0, len(record.schedule) - 1, f"{field}.micro_step")
             if len(report.computed_tokens) != layers or len(report.exposed_seconds) != layers:
                 raise InvalidInputError(f"{field}: expected one entry for each of {layers} layers")
+        if timeline is not None:
+            last = int(timeline.rows[:, 1].max(initial=0))
+            check_range(last, 0, len(record.schedule) - 1, "timeline.spans (micro-step)")
         if record.reports.all_reported:
             return  # each of these has come before
+        if timeline is not None:
+            record.reports.add_timeline(rank, timeline)
         was_degraded = record.reports.degraded > 0
         for report in reports:
             record.reports.add(rank, report)

@@ -1,11 +1,14 @@
 """A daemon that plans: alone, or as the leader of followers that bring it their nodes' ranks."""
 
 import asyncio
+import logging
 import os
 
 import grpc
 
+from foremoe.errors import InvalidInputError
 from foremoe.planner import policies
+from foremoe.rpc.status_file import SUFFIX, save_status
 from foremoe.rpc.v1.foresight_pb2_grpc import add_ForesightServiceServicer_to_server
 from foremoe.rpc.v1.rank_pb2_grpc import add_RankServiceServicer_to_server
 from foremoe.rpc.v1.schedule_pb2_grpc import add_ScheduleServiceServicer_to_server
@@ -24,12 +27,15 @@ from foremoe.runtime.services import (
 )
 from foremoe.timeline.recorder import CAPACITY, SpanRecorder
 
+log = logging.getLogger(__name__)
+
 
 class Leader:
     """The services, and the coordinator behind them, on the running event loop."""
 
     def __init__(self, config: RuntimeConfig) -> None:
         self._spans = _recorder(config)
+        self._timeline = config.timeline
         self._pool = PlanningPool(
             policies.POLICIES[config.policy],
             config.planning_workers,
@@ -68,6 +74,18 @@ class Leader:
             self._coordinator.release_step(step)
         self._pool.close()
         self._spans.save()
+        self._save_status()
+
+    def _save_status(self) -> None:
+        """A folder that cannot be written costs a warning."""
+        if self._timeline is None:
+            return
+        try:
+            save_status(
+                self._timeline / f"daemon-{os.getpid()}{SUFFIX}", self._coordinator.status()
+            )
+        except InvalidInputError as error:
+            log.warning("no status for a report: %s", error)
 
     def _start_planning(self, job: PlanningJob) -> None:
         self._pool.start(job, self._coordinator)

@@ -25,10 +25,11 @@ from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.worst_micro_step import WorstMicroStep
 from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.stage import PlannedMicroStep, PlanningSummary, StageRecord
+from foremoe.runtime.stage_figures import stage_figures
 from foremoe.runtime.step import Step
 from foremoe.runtime.step_homes import StepHomes
 from foremoe.timeline.recorder import SpanRecorder
-from foremoe.timeline.span import StageOfRun
+from foremoe.timeline.span import SECOND, StageOfRun
 
 NICENESS = 5  # of threads that plan and count, beside the event loop's
 
@@ -142,6 +143,7 @@ class PlanningRun:
         self._policy = policy
         self._spans = spans or SpanRecorder()
         self._plans: list[Plan] = []
+        self._times: list[tuple[int, int]] = []
         self._seconds = 0.0
 
     def __iter__(self) -> Iterator[PlannedMicroStep]:
@@ -158,6 +160,7 @@ class PlanningRun:
                 job.record.step, job.record.stage, index, layer_ids, plan.home, plan.replica_expert
             )
             self._plans.append(plan)
+            self._times.append((started_ns, time.monotonic_ns()))
             self._seconds = time.perf_counter() - begin
             self._spans.add_plan(of, index, started_ns)
             yield PlannedMicroStep(
@@ -167,7 +170,7 @@ class PlanningRun:
 
     def summary(self) -> PlanningSummary:
         """What planning gained; reckoned after the last plan is out, so that no plan waits."""
-        plans = self._plans
+        plans, record = self._plans, self._job.record
         layers = len(self._job.group.layers)
         if not plans:
             return PlanningSummary.empty(layers, self._seconds)
@@ -180,7 +183,20 @@ class PlanningRun:
             replicas,
             self._seconds,
             _worst(plans, before, after),
+            stage_figures(
+                self._job.group,
+                record.submitted_unix_ns,
+                self._planning(),
+                plans,
+                before,
+                after,
+            ),
         )
+
+    def _planning(self) -> NDArray[np.float64]:
+        """When planning of each began and ended, in seconds since the schedule: ``[M, 2]``."""
+        times = np.array(self._times, np.int64)
+        return (times - self._job.record.submitted_ns) / SECOND
 
 
 def _worst(

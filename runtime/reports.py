@@ -6,9 +6,11 @@ from numpy.typing import NDArray
 from foremoe.planner.imbalance import imbalance
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.status import PathStatus, RankStatus
+from foremoe.rpc.timeline import MAX_SPANS, Timeline
 from foremoe.vocabulary import DegradedReason
 
 BUSIEST_RANKS = 8
+TIMELINE_RANKS = 8  # whose timelines are kept, from rank 0 on
 LARGEST = 2**64 - 1  # that a status can say
 _REASONS = tuple(DegradedReason)
 
@@ -18,6 +20,8 @@ class StageReports:
 
     computed_tokens: int64 ``[M, L, P]``. exposed_seconds: float64 ``[L, P]``, over micro-steps.
     exposed_gradient_seconds, seconds: float64 ``[P]``, over micro-steps.
+    began_unix_ns: int64 ``[M]``, when the first rank began each, 0 where none has said.
+    timelines: what the first ranks recorded, by rank.
     """
 
     def __init__(self, micro_steps: int, layers: int, ranks: int) -> None:
@@ -27,6 +31,8 @@ class StageReports:
         self.exposed_seconds = np.zeros((layers, ranks))
         self.exposed_gradient_seconds = np.zeros(ranks)
         self.seconds = np.zeros(ranks)
+        self.began_unix_ns = np.zeros(micro_steps, np.int64)
+        self.timelines: dict[int, Timeline] = {}
         self._copies = {"host": 0, "peer": 0, "gradient": 0}
         self._bytes = dict(self._copies)
         self._layer_imbalance: NDArray[np.float64] | None = None
@@ -34,7 +40,9 @@ class StageReports:
     @staticmethod
     def stored_bytes(micro_steps: int, layers: int, ranks: int) -> int:
         """What the arrays of a stage take."""
-        return micro_steps * (layers * ranks * 8 + ranks + len(_REASONS)) + (layers + 2) * ranks * 8
+        timelines = min(ranks, TIMELINE_RANKS) * MAX_SPANS * 5 * 4
+        by_micro_step = layers * ranks * 8 + ranks + len(_REASONS) + 8
+        return micro_steps * by_micro_step + (layers + 2) * ranks * 8 + timelines
 
     @property
     def any_reported(self) -> bool:
@@ -115,11 +123,19 @@ class StageReports:
         self.exposed_seconds[:, rank] += report.exposed_seconds
         self.exposed_gradient_seconds[rank] += report.exposed_gradient_seconds
         self.seconds[rank] += report.seconds
+        if report.began_unix_ns:
+            earlier = int(self.began_unix_ns[index])
+            self.began_unix_ns[index] = min(report.began_unix_ns, earlier or report.began_unix_ns)
         self._copies["host"] += report.host_copies
         self._copies["peer"] += report.peer_copies
         self._bytes["host"] += report.host_bytes
         self._bytes["peer"] += report.peer_bytes
         self._bytes["gradient"] += report.gradient_bytes
+
+    def add_timeline(self, rank: int, timeline: Timeline) -> None:
+        """Of the first ranks; a second one by the same rank changes nothing."""
+        if rank < TIMELINE_RANKS and rank not in self.timelines:
+            self.timelines[rank] = timeline
 
 
 def _known(reason: str) -> DegradedReason:

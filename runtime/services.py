@@ -17,6 +17,7 @@ from foremoe.rpc.report import decode_reports
 from foremoe.rpc.schedule import decode_micro_steps
 from foremoe.rpc.stages import decode_stage
 from foremoe.rpc.status import encode_status
+from foremoe.rpc.timeline import decode_timeline
 from foremoe.rpc.v1 import foresight_pb2, rank_pb2, schedule_pb2, status_pb2
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceServicer
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceServicer
@@ -200,6 +201,7 @@ class RankService(RankServiceServicer):
             request.step,
             decode_stage(request.stage, "stage"),
             decode_reports(request.micro_steps, layers),
+            decode_timeline(request.timeline, "timeline") if request.HasField("timeline") else None,
         )
         return rank_pb2.ReportStageResponse()
 
@@ -213,4 +215,4 @@ class StatusService(StatusServiceServicer):
     async def GetStatus(
         self, request: status_pb2.GetStatusRequest, _context: Any
     ) -> status_pb2.GetStatusResponse:
-        return encode_status(self._coordinator.status(), request.worst_micro_steps_of)
+        return encode_status(self._coordinator.status(), (request.worst_micro_steps_of,))

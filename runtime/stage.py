@@ -1,17 +1,21 @@
 """One stage of one EP group: its schedule, its plans and what its ranks report."""
 
 import threading
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.schedule import MicroStepSchedule
+from foremoe.rpc.stage_figures import StageFigures
 from foremoe.rpc.status import LayerStatus, StageDetail, StageStatus
 from foremoe.rpc.worst_micro_step import WorstMicroStep
 from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.reports import StageReports
+from foremoe.runtime.stage_figures import figures_bytes
+from foremoe.timeline.span import SECOND
 from foremoe.vocabulary import Stage
 
 
@@ -35,7 +39,7 @@ class PlanningSummary:
     """What planning gained, and how long it took.
 
     imbalance_before, imbalance_after: float64 ``[L]``, means over micro-steps.
-    replicas: mean over micro-steps and layers. worst: None where there are no plans.
+    replicas: mean over micro-steps and layers. worst, figures: None where there are no plans.
     """
 
     imbalance_before: NDArray[np.float64]
@@ -43,6 +47,7 @@ class PlanningSummary:
     replicas: float
     seconds: float
     worst: WorstMicroStep | None = None
+    figures: StageFigures | None = None
 
     @classmethod
     def empty(cls, layers: int, seconds: float = 0.0) -> "PlanningSummary":
@@ -62,9 +67,10 @@ def stage_bytes(
     names = sum(len(ids) for micro_step in schedule for ids in micro_step.ranks)
     home_bytes = layers * shape.num_experts * 4
     worst_bytes = layers * (shape.num_experts * 8 + 16)  # its plan is among the others
+    drawn = figures_bytes(micro_steps, layers, ranks, shape.num_experts)
     return (
         micro_steps * layers * loads * shape.num_experts * 8,
-        micro_steps * plan_bytes + report_bytes + home_bytes + worst_bytes + names * 128,
+        micro_steps * plan_bytes + report_bytes + home_bytes + worst_bytes + drawn + names * 128,
     )
 
 
@@ -72,7 +78,8 @@ class StageRecord:
     """Everything the daemon holds about one stage of one EP group.
 
     cancelled: set when the step is released; the worker that plans the stage looks at it.
-    load_bytes, kept_bytes: as ``stage_bytes`` says.
+    load_bytes, kept_bytes: as ``stage_bytes`` says. submitted_unix_ns, submitted_ns: when its
+    schedule came, the latter by ``time.monotonic_ns``.
     """
 
     def __init__(
@@ -92,6 +99,8 @@ class StageRecord:
         self.summary: PlanningSummary | None = None
         self.failed = False
         self.cancelled = threading.Event()
+        self.submitted_unix_ns = time.time_ns()
+        self.submitted_ns = time.monotonic_ns()
         self.reports = StageReports(len(schedule), len(shape.layers), shape.ranks)
         self.load_bytes, self.kept_bytes = stage_bytes(shape, schedule)
 
@@ -140,4 +149,15 @@ class StageRecord:
             layers=tuple(LayerStatus(*row) for row in columns),
             busiest_ranks=self.reports.busiest_ranks() if self.reports.any_reported else (),
             worst_micro_step=summary.worst,
+            figures=self._figures(),
         )
+
+    def _figures(self) -> StageFigures | None:
+        """With what ranks have said until now."""
+        if self.summary is None or self.summary.figures is None:
+            return None
+        figures, reports = self.summary.figures, self.reports
+        told = reports.began_unix_ns[: len(figures.imbalance)]
+        seconds = figures.seconds.copy()
+        seconds[:, 2] = np.where(told > 0, (told - self.submitted_unix_ns) / SECOND, np.nan)
+        return replace(figures, seconds=seconds, timelines=dict(reports.timelines))

@@ -13,6 +13,7 @@ from foremoe.rpc.status import PathStatus, StageDetail
 from foremoe.runtime.stage import PlanningSummary, StageRecord
 from foremoe.vocabulary import Stage
 
+FIGURES_BYTES = 64 << 20  # of all groups together; the oldest go first
 PLANNING_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 KEEP_SECONDS = 600.0
 
@@ -76,9 +77,23 @@ class StageTotals:
         return self.reported or self.planned
 
     def with_plan(self, record: StageRecord, summary: PlanningSummary) -> "StageTotals":
-        return replace(
-            self, planning=self.planning.with_seconds(summary.seconds), planned=record.detail()
+        planned = record.detail()
+        if self.reported is not None:  # that one is shown until this one is reported
+            planned = replace(planned, figures=None)
+        return replace(self, planning=self.planning.with_seconds(summary.seconds), planned=planned)
+
+    @property
+    def figures_bytes(self) -> int:
+        """What the figures of the stage to look at take."""
+        latest = self.latest
+        return 0 if latest is None or latest.figures is None else latest.figures.nbytes
+
+    def without_figures(self) -> "StageTotals":
+        planned, reported = (
+            None if one is None else replace(one, figures=None)
+            for one in (self.planned, self.reported)
         )
+        return replace(self, planned=planned, reported=reported)
 
     def with_reports(self, record: StageRecord) -> "StageTotals":
         reports = record.reports
@@ -139,5 +154,13 @@ class Totals:
         return self._stages.get((record.ep_group, record.stage)) or StageTotals.empty(record)
 
     def _put(self, record: StageRecord, totals: StageTotals) -> None:
-        self._stages[record.ep_group, record.stage] = totals
+        key = (record.ep_group, record.stage)
+        self._stages.pop(key, None)  # the newest is last
+        self._stages[key] = totals
+        held = sum(one.figures_bytes for one in self._stages.values())
+        for oldest, one in list(self._stages.items()):
+            if held <= FIGURES_BYTES:
+                break
+            held -= one.figures_bytes
+            self._stages[oldest] = one.without_figures()
         self._alive_at[record.ep_group] = self._clock()

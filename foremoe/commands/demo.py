@@ -2,15 +2,17 @@
 
 import argparse
 import tempfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from foremoe.commands.report import require_report
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.signals import interrupt_at_end_signals
+from foremoe.errors import ForemoeError
 from foremoe.integrations.versions import check_version
 from foremoe.outputs import check_writable
+from foremoe.rpc.status_file import SUFFIX, load_status
 
 _HELP = {
     "ranks": "training processes: 2, 4 or 8",
@@ -62,19 +64,28 @@ def run(options: argparse.Namespace) -> int:
     check_writable(**{name: getattr(options, name) for name in _FILES})
     interrupt_at_end_signals()
     with tempfile.TemporaryDirectory(prefix="foremoe-demo-") as folder:
-        if options.html is not None and options.timeline is None:
-            chosen["timeline"] = Path(folder) / "timeline.json"
+        if options.html is not None:
+            chosen["status"] = Path(folder) / f"demo{SUFFIX}"
         report = run_demo(DemoOptions(**chosen))
         if options.html is not None:
-            _write_html(options.html, report, chosen["timeline"])
+            _write_html(options.html, report, chosen["status"])
     return 0
 
 
-def _write_html(path: Path, report: dict[str, Any], timeline: Path) -> None:
-    from foremoe.report.demo_chapter import demo_chapters
+def _write_html(path: Path, report: dict[str, Any], status: Path) -> None:
+    """What was measured, and all that the run's daemon knew of the last step."""
+    from foremoe.report.daemon_chapter import daemon_chapters
+    from foremoe.report.demo_chapter import demo_chapter
     from foremoe.report.page import write_report
-    from foremoe.report.sources import chapters_of
 
-    source = Path("foremoe demo")
-    write_report(path, None, lambda: [*demo_chapters(source, report), *chapters_of(timeline)])
+    source = "foremoe demo"
+
+    def chapters() -> list[Any]:
+        measured = demo_chapter(Path(source), report)
+        try:
+            return [measured, *daemon_chapters(load_status(status), source)]
+        except ForemoeError as error:  # somebody has killed the daemon
+            return [replace(measured, missing=[f"plans and timeline ({error})"])]
+
+    write_report(path, None, chapters)
     print(f"report: {path}")

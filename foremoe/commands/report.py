@@ -2,8 +2,8 @@
 
 RUN is what other commands wrote, or a folder of such files: plans (``foremoe plan --plans``), the
 JSON of ``foremoe plan`` or ``foremoe demo``, a Chrome trace (``--timeline`` of ``foremoe simulate``
-or ``demo``). A folder in which ranks and daemons left their timelines counts as one run;
-``--timeline`` writes it as one Chrome trace.
+or ``demo``), a daemon's status (``--keep``, or as it stopped). A folder in which ranks and daemons
+left their timelines counts as one run; ``--timeline`` writes it as one Chrome trace.
 Without RUN the daemon is asked what it holds.
 
 ``--json FILE`` writes a list with one object for each run on the page::
@@ -14,13 +14,11 @@ Without RUN the daemon is asked what it holds.
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foremoe.commands.daemon_address import add_address, add_credentials, credentials_of
 from foremoe.errors import InvalidInputError
-from foremoe.rpc.credentials import Credentials
 from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 from foremoe.vocabulary import Stage
 
@@ -55,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write what ranks and daemons recorded in RUN, a folder, as one Chrome trace",
     )
     parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="FILE.status",
+        help="keep what the daemon says in this file, a RUN of its own",
+    )
+    parser.add_argument(
         "--nodes", type=int, default=1, metavar="N", help="that the plans' ranks are on (default 1)"
     )
     parser.add_argument(
@@ -73,6 +77,8 @@ def run(options: argparse.Namespace) -> int:
     require_report()
     from foremoe.report.page import write_report
 
+    if options.keep is not None and options.run:
+        raise InvalidInputError("--keep: for what a daemon says, without RUN")
     if options.timeline is not None:
         _write_timeline(options.timeline, options.run)
     write_report(options.out, options.figures, lambda: _chapters(options), options.json)
@@ -111,23 +117,21 @@ def _chapters(options: argparse.Namespace) -> "list[Chapter]":
     elif options.cluster or options.stage:
         raise InvalidInputError("--cluster and --stage: they need --model as well")
     if not options.run:
-        return _daemon_chapters(options.address, credentials_of(options))
+        return _daemon_chapters(options)
     return [
         chapter for path in options.run for chapter in chapters_of(path, options.nodes, hardware)
     ]
 
 
-def _daemon_chapters(address: str, credentials: Credentials) -> "list[Chapter]":
-    """One for each EP group, as worst micro-steps are told of one at a time."""
+def _daemon_chapters(options: argparse.Namespace) -> "list[Chapter]":
     from foremoe.client.controller import ControllerClient
+    from foremoe.client.detailed_status import detailed_status
     from foremoe.report.daemon_chapter import daemon_chapters
+    from foremoe.rpc.status_file import save_status
 
-    with ControllerClient(address, credentials=credentials) as client:
-        status = client.status()
-        groups = tuple(
-            group
-            for named in status.ep_groups
-            for group in client.status(named.ep_group).ep_groups
-            if group.ep_group == named.ep_group
-        )
-    return daemon_chapters(replace(status, ep_groups=groups), address)
+    with ControllerClient(options.address, credentials=credentials_of(options)) as client:
+        status = detailed_status(client)
+    chapters = daemon_chapters(status, options.address)
+    if options.keep is not None:
+        save_status(options.keep, status)
+    return chapters

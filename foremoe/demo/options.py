@@ -16,6 +16,7 @@ class DemoOptions:
     router_skew: how much larger the initial router weights of the first rank's experts are; 1 is
     an even start. Real models get skewed by their data; this one is too small for that.
     timeline: file for what ran when, on all ranks and in the daemon, as a Chrome trace.
+    status: file for what the daemon knows at the end, for a report.
     """
 
     ranks: int = 2
@@ -43,6 +44,7 @@ class DemoOptions:
     kill_daemon_at_step: int | None = None
     json: Path | None = None
     timeline: Path | None = None
+    status: Path | None = None
 
     def __post_init__(self) -> None:
         if self.ranks < 2 or self.experts % self.ranks:

@@ -14,12 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from foremoe.client.controller import ControllerClient
+from foremoe.client.detailed_status import detailed_status
 from foremoe.demo.daemon import Daemon
 from foremoe.demo.options import TIMELINE, DemoOptions
 from foremoe.demo.report import describe, summarise
 from foremoe.demo.signals import die_with_supervisor, end_signals_blocked, end_signals_held
 from foremoe.errors import DemoError, ForemoeError
 from foremoe.outputs import write_json
+from foremoe.rpc.status_file import save_status
 from foremoe.timeline.chrome_trace import merged, recorded_traces, write_trace
 
 SILENCE_SECONDS = 300.0
@@ -39,6 +42,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
             ):
                 daemon = stack.enter_context(Daemon(folder, recorded))
             steps = _train(options, folder, daemon, console)
+            if options.status is not None:
+                _save_status(options.status, daemon, console)
         if options.timeline is not None and recorded is not None:
             write_trace(
                 options.timeline, merged(recorded_traces(sorted(recorded.iterdir())).values())
@@ -50,6 +55,15 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         write_json(options.json, report)
         console.print(f"figures of every step: {options.json}")
     return report
+
+
+def _save_status(path: Path, daemon: Daemon, console: Console) -> None:
+    """Somebody may have killed the daemon; the run is no worse for it."""
+    try:
+        with ControllerClient(daemon.address) as client:
+            save_status(path, detailed_status(client))
+    except ForemoeError as error:
+        console.print(f"the daemon's part of the report is missing: {error}")
 
 
 def _train(

@@ -6,28 +6,26 @@ import numpy as np
 
 from foremoe.errors import NotReadyError
 from foremoe.report.chart import Chapter, Chart, Fact, Numbers, new_drawing
+from foremoe.report.daemon_stage import stage_charts
 from foremoe.report.heatmap import heatmap_of
 from foremoe.report.style import ACCENT, FAINT, INK, MUTED, horizontal_grid
 from foremoe.rpc.status import EpGroupStatus, RuntimeStatus, StageDetail, StageStatus
 
-MISSING = (
-    "timeline, traffic: ranks tell the daemon sums only; foremoe serve --timeline FOLDER and "
-    "AttachOptions(timeline=FOLDER) record when what happened, for foremoe report FOLDER"
-)
 
+def daemon_chapters(status: RuntimeStatus, source: str) -> list[Chapter]:
+    """source: its address, or the file that it is from.
 
-def daemon_chapters(status: RuntimeStatus, address: str) -> list[Chapter]:
-    """Stages have the heat map where ``status`` comes with their worst micro-step.
+    Stages have all figures where ``status`` comes with their worst micro-step and figures.
 
     Raises NotReadyError while no stage has been planned.
     """
     chapters = [
-        _chapter(group, _stages(status, group.ep_group), address)
+        _chapter(group, _stages(status, group.ep_group), source)
         for group in status.ep_groups
         if group.latest
     ]
     if not chapters:
-        raise NotReadyError(f"{address}: the daemon has planned no stage yet; try again later")
+        raise NotReadyError(f"{source}: the daemon has planned no stage yet; try again later")
     return chapters
 
 
@@ -41,15 +39,19 @@ def _stages(status: RuntimeStatus, ep_group: str) -> list[tuple[int, StageStatus
 
 
 def _chapter(
-    group: EpGroupStatus, stages: Sequence[tuple[int, StageStatus]], address: str
+    group: EpGroupStatus, stages: Sequence[tuple[int, StageStatus]], source: str
 ) -> Chapter:
-    charts = [chart for detail in group.latest for chart in _stage(detail)]
+    charts, missing = list[Chart](), list[str]()
+    for detail in group.latest:
+        more, lines = stage_charts(detail, group.spare_slots)
+        charts += [*_stage(detail), *more]
+        missing += lines
     if timed := [(step, stage) for step, stage in stages if stage.reported and stage.seconds > 0]:
         charts.append(_planning(timed))
     last = group.latest[-1].status
     return Chapter(
         f"EP group {group.ep_group}: {group.ranks} ranks, {group.spare_slots} spare slots",
-        f"daemon at {address}",
+        f"daemon, {source}",
         [
             Fact(
                 "imbalance-before",
@@ -61,7 +63,7 @@ def _chapter(
             Fact("degraded", "micro-steps without replicas", last.degraded, str(last.degraded)),
         ],
         charts,
-        [MISSING],
+        missing,
     )
 
 

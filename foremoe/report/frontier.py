@@ -1,7 +1,7 @@
 """Balance against copies: the plans beside what the planner makes of other targets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,12 +29,30 @@ class Point:
 
 
 def frontier(run: PlansRun) -> Chart:
-    """Plan the same loads for several targets, with and without keeping replicas over time."""
+    """Of plans, or of the first ones where they are many."""
     taken = _taken(run)
-    curves = {
-        policy: [_point(policy, run, taken, target) for target in TARGETS] for policy in CURVES
-    }
+    problem = StageProblem(
+        load=np.stack([plan.load for plan in run.plans[:taken]]),
+        home=run.plans[0].home,
+        mini_batch=np.zeros(taken, np.int32),
+        topology=run.topology,
+        spare_slots=run.spare_slots,
+        target=None,
+    )
     own = point(run.policy or "these plans", run.plans[:taken])
+    part = "" if taken == len(run.plans) else f" The first {taken} micro-steps."
+    return frontier_chart(problem, own, "frontier", part)
+
+
+def frontier_chart(
+    problem: StageProblem, own: Point, slug: str, part: str = "", when: str = "These plans"
+) -> Chart:
+    """Plan the same loads for several targets, with and without keeping replicas over time.
+
+    own: what the plans reached. part: what was planned again, for the caption. when: how the
+    finding begins.
+    """
+    curves = {policy: [_point(policy, problem, target) for target in TARGETS] for policy in CURVES}
     drawing = new_drawing(3.4)
     axes = drawing.subplots()
     styles = {"foremoe": (MUTED, "s"), "resident": (ACCENT, "o")}
@@ -62,12 +80,11 @@ def frontier(run: PlansRun) -> Chart:
     horizontal_grid(axes)
     axes.legend(loc="upper right")
     finding = (
-        f"These plans reach {own.imbalance:.3f} with {own.copies:.2f} copies per layer and "
+        f"{when} reach {own.imbalance:.3f} with {own.copies:.2f} copies per layer and "
         f"micro-step; {_others(curves, own)}"
     )
-    part = "" if taken == len(run.plans) else f" The first {taken} micro-steps."
     return Chart(
-        "frontier",
+        slug,
         finding,
         "Each point is a target imbalance, from 1 at the right to 1.5 at the left; "
         f"lower and further left is better. Planned anew for this report.{part}",
@@ -105,13 +122,6 @@ def _taken(run: PlansRun) -> int:
     return min(len(run.plans), max(1, MAX_LOADS // each))
 
 
-def _point(policy: str, run: PlansRun, taken: int, target: float) -> Point:
-    problem = StageProblem(
-        load=np.stack([plan.load for plan in run.plans[:taken]]),
-        home=run.plans[0].home,
-        mini_batch=np.zeros(taken, np.int32),
-        topology=run.topology,
-        spare_slots=run.spare_slots,
-        target=target,
-    )
-    return point(f"{policy}, target {target}", list(POLICIES[policy](problem)))
+def _point(policy: str, problem: StageProblem, target: float) -> Point:
+    plans = list(POLICIES[policy](replace(problem, target=target)))
+    return point(f"{policy}, target {target}", plans)

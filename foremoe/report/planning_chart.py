@@ -9,14 +9,20 @@ from foremoe.report.style import ACCENT, MUTED, RED, horizontal_grid, whole_numb
 
 
 def planning_chart(
-    planning_seconds: NDArray[np.float64], needed_seconds: NDArray[np.float64], how: str
+    planning_seconds: NDArray[np.float64],
+    needed_seconds: NDArray[np.float64],
+    how: str,
+    slug: str = "planning",
+    ready: NDArray[np.float64] | None = None,
+    when: str = "",
 ) -> Chart:
-    """One core plans micro-step after micro-step from the moment the schedule is there.
+    """When each plan is there, and when its micro-step begins.
 
     planning_seconds: float64 ``[M]``. needed_seconds: float64 ``[M]``, when each micro-step begins
-    if no plan is late; the first at 0. how: where both are from.
+    since the schedule is there. ready: float64 ``[M]``, when each plan is made; None where one core
+    plans micro-step after micro-step. how: where they are from. when: how the finding begins.
     """
-    ready = np.cumsum(planning_seconds)
+    ready = np.cumsum(planning_seconds) if ready is None else ready
     late = np.flatnonzero(ready[1:] > needed_seconds[1:]) + 1
     drawing = new_drawing(3.0)
     axes = drawing.subplots()
@@ -27,10 +33,11 @@ def planning_chart(
     axes.plot(micro_steps, 1e3 * ready, color=ACCENT, label="plan is ready").pop().set_gid("ready")
     if len(late):
         axes.scatter(late, 1e3 * ready[late], s=14, color=RED, label="late").set_gid("late")
-    _finish(axes, len(ready))
-    finding = _finding(ready, needed_seconds, len(late))
+    _finish(axes, len(ready), 1e3 * float(max(ready.max(), needed_seconds.max())))
+    finding = when + _finding(ready, needed_seconds, len(late))
+    finding = finding[0].upper() + finding[1:]
     return Chart(
-        "planning",
+        slug,
         finding,
         "Time since the schedule arrived. A plan's deadline is the end of the micro-step before; "
         f"the first plan has none but haste. {how}",
@@ -47,19 +54,19 @@ def planning_chart(
 
 
 def _finding(ready: NDArray[np.float64], needed: NDArray[np.float64], late: int) -> str:
-    first = f"The first plan takes {1e3 * ready[0]:.1f} ms"
+    first = f"the first plan is there after {1e3 * ready[0]:.1f} ms"
     if len(ready) == 1:
         return first
     if late:
         return f"{first}; {late} of the {len(ready) - 1} others come after their deadline"
     ahead = needed[-1] / ready[-1]
-    return f"{first}; every other one is there before its deadline, the last {ahead:.0f}x sooner"
+    return f"{first}; all others come before their deadlines, the last {ahead:.0f}x sooner"
 
 
-def _finish(axes: Axes, micro_steps: int) -> None:
+def _finish(axes: Axes, micro_steps: int, highest: float) -> None:
     axes.set_xlabel("micro-step")
     axes.set_ylabel("ms since the schedule")
-    axes.set_ylim(0)
+    axes.set_ylim(-0.03 * highest)  # a line along the axis is seen whole
     axes.set_xlim(-0.5, micro_steps - 0.5)
     whole_numbers(axes.xaxis)
     horizontal_grid(axes)

@@ -10,14 +10,16 @@ from foremoe.planner.archive import load_plans
 from foremoe.planner.problem import Topology
 from foremoe.planner.validate import validate
 from foremoe.report.chart import Chapter
+from foremoe.report.daemon_chapter import daemon_chapters
 from foremoe.report.demo_chapter import demo_chapters
 from foremoe.report.plans_chapter import Hardware, plans_chapter
 from foremoe.report.plans_run import PlansRun
 from foremoe.report.policies_chapter import policies_chapter
-from foremoe.report.timeline_chapter import timeline_chapter
+from foremoe.report.timeline_chapter import shows_compute, timeline_chapter
+from foremoe.rpc.status_file import SUFFIX, load_status
 from foremoe.timeline.chrome_trace import merged, read_trace, recorded_traces
 
-SUFFIXES = (".json", ".npz")
+SUFFIXES = (".json", ".npz", SUFFIX)
 
 
 def chapters_of(path: Path, nodes: int = 1, hardware: Hardware | None = None) -> list[Chapter]:
@@ -29,16 +31,23 @@ def chapters_of(path: Path, nodes: int = 1, hardware: Hardware | None = None) ->
         return _chapters(path, nodes, hardware)
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not files:
-        raise InvalidInputError(f"{path}: holds no .json and no .npz file")
+        raise InvalidInputError(f"{path}: holds no {', '.join(SUFFIXES)} file")
     recorded = recorded_traces(files)
     others = [file for file in files if file not in recorded]
     chapters = [chapter for file in others for chapter in _chapters(file, nodes, hardware)]
-    return chapters + ([timeline_chapter(path, merged(recorded.values()))] if recorded else [])
+    if not recorded:
+        return chapters
+    trace = merged(recorded.values())
+    if chapters and not shows_compute(trace):  # a daemon's part, which its status has as well
+        return chapters
+    return [*chapters, timeline_chapter(path, trace)]
 
 
 def _chapters(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapter]:
     if path.suffix == ".npz":
         return [plans_chapter(_plans(path, nodes), hardware)]
+    if path.suffix == SUFFIX:
+        return daemon_chapters(load_status(path), str(path))
     content = _json(path)
     for key, make in _KINDS.items():
         first = content[0] if isinstance(content, list) and content else content

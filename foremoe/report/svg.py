@@ -21,8 +21,8 @@ def inline_svg(content: bytes, prefix: str, alt: str) -> str:
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
     for element in root.iter():
-        if element.tag == f"{{{_SVG}}}image":  # its id is a hash, and images may be equal
-            element.attrib.pop("id", None)
+        if element.tag == f"{{{_SVG}}}image" and element.get("id", "").startswith("image"):
+            element.attrib.pop("id")  # it is a hash, and images may be equal
         for name, value in list(element.attrib.items()):
             element.set(name, _adapted(name, value, prefix))
     root.attrib.pop("width")

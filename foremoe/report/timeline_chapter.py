@@ -27,20 +27,30 @@ def timeline_chapter(path: Path, trace: Trace) -> Chapter:
     if not stages:
         return Chapter("Timeline", str(path), (), _simulated(path, trace))
     charts: list[Chart] = []
-    missing: list[str] = []
     for of, spans in stages.items():
-        title, late = f"{of.stage} of step {of.step}", _planned_sooner(spans)
-        drawn = [span for span in spans if span not in late]
-        charts.append(timeline_chart(of.stage, drawn, title))
-        if late and len(late) == sum(map(_is_planning, spans)):
-            since = min(map(_start, drawn)) - max(span.end_ns for span in late)
-            missing.append(f"planning in the {title}: it ended {since / 1e6:.1f} ms before")
+        charts.append(stage_timeline(of.stage, spans, f"{of.stage} of step {of.step}"))
         charts += _planning(of.stage, spans)
     left = len({span.of for spans in trace.processes.values() for span in spans}) - len(stages)
-    if left:
-        missing.append(f"{left} more recorded stages: open the trace in ui.perfetto.dev")
+    more = f"{left} more recorded stages: open the trace in ui.perfetto.dev"
     ranks = sum(any(map(is_compute, spans)) for spans in trace.processes.values())
-    return Chapter(f"Timeline: {ranks} ranks, as recorded", str(path), (), charts, missing)
+    return Chapter(
+        f"Timeline: {ranks} ranks, as recorded", str(path), (), charts, [more] * bool(left)
+    )
+
+
+def shows_compute(trace: Trace) -> bool:
+    """Whether any process recorded a compute stream; a daemon has none."""
+    return any(map(is_compute, (span for spans in trace.processes.values() for span in spans)))
+
+
+def stage_timeline(
+    stage: str, spans: Sequence[Span], title: str, shown_part: str = "the whole stage"
+) -> Chart:
+    """What ran when in a recorded stage; planning long before it has a panel of its own."""
+    spans = _from_its_start(spans)
+    sooner = _planned_sooner(spans)
+    drawn = [span for span in spans if span not in sooner]
+    return timeline_chart(stage, drawn, title, shown_part, sorted(sooner, key=_start))
 
 
 def _simulated(path: Path, trace: Trace) -> list[Chart]:
@@ -61,7 +71,7 @@ def _stages(trace: Trace) -> dict[StageOfRun, list[Span]]:
     last: dict[tuple[str, str], StageOfRun] = {}
     for of in sorted(computed, key=lambda of: (of.balanced, of.step)):
         last[of.ep_group, of.stage] = of
-    return {of: _from_its_start(found[of]) for of in sorted(last.values())}
+    return {of: found[of] for of in sorted(last.values())}
 
 
 def _of_rank(span: Span, process: str) -> Span:

@@ -36,10 +36,17 @@ class Lane(NamedTuple):
     rank: int
 
 
-def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
-    """The whole stage, and below it the micro-step that waited longest.
+def timeline_chart(
+    stage: str,
+    spans: Sequence[Span],
+    title: str = "",
+    shown_part: str = "the whole stage",
+    sooner: Sequence[Span] = (),
+) -> Chart:
+    """All spans, and below them the micro-step that waited longest.
 
-    spans: those of the compute stream begin at 0. title: if not ``stage``.
+    spans: those of the compute stream begin at 0. title: if not ``stage``. shown_part: of it.
+    sooner: what was planned long before, drawn above.
     """
     lanes = _lanes(spans)
     by_kind = _by_kind(spans)
@@ -48,18 +55,22 @@ def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
     for_copies = waits[0]
     windows = micro_step_windows(spans)
     shown = max(windows, key=lambda index: (for_copies[index], _copied_in(spans, windows[index])))
-    drawing = new_drawing(2.0 + 0.5 * len({lane.band for lane in lanes}) * 2)
-    whole, closer = drawing.subplots(2, 1)
+    bands = len({lane.band for lane in lanes})
+    heights = [1] * bool(sooner) + [bands, bands]
+    drawing = new_drawing(2.0 + 0.5 * sum(heights) + 0.4 * bool(sooner))
+    *before, whole, closer = drawing.subplots(len(heights), 1, height_ratios=heights)
+    if sooner:
+        _draw_sooner(before[0], sooner)
     start = min(span.start_ns for span in spans)
     end = max(span.end_ns for span in spans)
     _draw(whole, by_kind, lanes, (start, end), "whole")
-    whole.set_title(f"the whole stage, {(end - start) / 1e6:.1f} ms")
+    whole.set_title(f"{shown_part}, {(end - start) / 1e6:.1f} ms")
     _draw(closer, by_kind, lanes, windows[shown], "closer")
     ranks = len({lane for lane in lanes if lane.band == "compute"})
     waited = exposed[shown] / ranks / 1e6
     closer.set_title(f"micro-step {shown}, with {waited:.2f} ms exposed")
     closer.set_xlabel("ms since the stage began")
-    for axes in (whole, closer):
+    for axes in (*before, whole, closer):
         ticks = axes.get_xaxis()
         ticks.set_major_formatter(lambda value, _: f"{value / 1e6:g}")
     finding = _finding(title or stage, waits, ranks, end - start)
@@ -75,7 +86,7 @@ def timeline_chart(stage: str, spans: Sequence[Span], title: str = "") -> Chart:
             ("stream", "spans", "busy ms"),
             [
                 (name, len(found), sum(s.end_ns - s.start_ns for s in found) / 1e6)
-                for name, found in by_kind.items()
+                for name, found in _by_kind([*sooner, *spans]).items()
             ],
         ),
     )
@@ -197,6 +208,14 @@ def _draw(
     axes.set_ylim(len(bands), 0)
     axes.set_xlim(start, end)
     bare(axes)
+
+
+def _draw_sooner(axes: Axes, spans: Sequence[Span]) -> None:
+    """Planning before the stage began, on a scale of its own."""
+    start, end = min(span.start_ns for span in spans), max(span.end_ns for span in spans)
+    _draw(axes, _by_kind(spans), _lanes(spans), (start, end), "sooner")
+    length, ago = (end - start) / 1e6, -end / 1e6
+    axes.set_title(f"planning, {length:.1f} ms, which ended {ago:.1f} ms before the stage began")
 
 
 def _merged(

@@ -15,6 +15,7 @@ from foremoe.rpc.v1 import rank_pb2
 # Of one rank in one micro-step and layer; what is above is no measurement, and sums stay in bounds.
 MOST_TOKENS = 2**40
 MOST_SECONDS = 1e9
+LATEST_UNIX_NS = 2**62
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,6 +29,7 @@ class MicroStepReport:
     gradient_bytes: gradient bytes received for this rank's own experts.
     host_copies, peer_copies: experts received by each path.
     seconds: wall time of the micro-step; exposed_gradient_seconds: of it, waiting for gradients.
+    began_unix_ns: when it began, 0 where nobody looked.
     """
 
     micro_step: int
@@ -41,6 +43,7 @@ class MicroStepReport:
     peer_copies: int = 0
     seconds: float = 0.0
     exposed_gradient_seconds: float = 0.0
+    began_unix_ns: int = 0
 
 
 def encode_report(report: MicroStepReport) -> rank_pb2.MicroStepReport:
@@ -56,6 +59,7 @@ def encode_report(report: MicroStepReport) -> rank_pb2.MicroStepReport:
         peer_copies=report.peer_copies,
         seconds=report.seconds,
         exposed_gradient_seconds=report.exposed_gradient_seconds,
+        began_unix_ns=report.began_unix_ns,
     )
 
 
@@ -107,6 +111,7 @@ def _decode(message: rank_pb2.MicroStepReport, field: str, layers: int) -> Micro
         peer_copies=message.peer_copies,
         seconds=message.seconds,
         exposed_gradient_seconds=message.exposed_gradient_seconds,
+        began_unix_ns=min(message.began_unix_ns, LATEST_UNIX_NS),
     )
 
 

@@ -1,5 +1,6 @@
 """A snapshot of what a daemon holds; fields are named and described in status.proto."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from foremoe.errors import VersionError
+from foremoe.rpc.stage_figures import StageFigures, decode_figures, encode_figures
 from foremoe.rpc.stages import decode_stage, encode_stage
 from foremoe.rpc.v1 import status_pb2
 from foremoe.rpc.worst_micro_step import WorstMicroStep, decode_worst, encode_worst
@@ -86,7 +88,8 @@ class RankStatus:
 class StageDetail:
     """A stage by layer, and its busiest ranks, busiest first.
 
-    worst_micro_step: a client has it where it was asked for and the stage is planned.
+    worst_micro_step, figures: a client has them where they were asked for and the stage is planned;
+    of figures the daemon keeps those of the last stages, as many as there is room for.
     """
 
     step: int
@@ -94,6 +97,7 @@ class StageDetail:
     layers: tuple[LayerStatus, ...]
     busiest_ranks: tuple[RankStatus, ...]
     worst_micro_step: WorstMicroStep | None = None
+    figures: StageFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +156,12 @@ _Kind = TypeVar("_Kind")
 
 
 def encode_status(
-    status: RuntimeStatus, worst_micro_steps_of: str = ""
+    status: RuntimeStatus, detailed: Collection[str] = ()
 ) -> status_pb2.GetStatusResponse:
-    """Worst micro-steps are large: only those of the EP group named are sent."""
+    """Worst micro-steps and figures are large: only those of the EP groups ``detailed`` go in."""
     nested: dict[str, Any] = {
         "ep_groups": [
-            _encode_group(group, with_worst=group.ep_group == worst_micro_steps_of)
-            for group in status.ep_groups
+            _encode_group(group, detailed=group.ep_group in detailed) for group in status.ep_groups
         ],
         "steps": [_encode_step(step) for step in status.steps],
         "released": [_encode_step(step) for step in status.released],
@@ -176,7 +179,7 @@ def decode_status(message: status_pb2.GetStatusResponse) -> RuntimeStatus:
     )
 
 
-def _encode_group(group: EpGroupStatus, *, with_worst: bool) -> status_pb2.EpGroupStatus:
+def _encode_group(group: EpGroupStatus, *, detailed: bool) -> status_pb2.EpGroupStatus:
     latest = [
         status_pb2.StageDetail(
             step=detail.step,
@@ -185,8 +188,11 @@ def _encode_group(group: EpGroupStatus, *, with_worst: bool) -> status_pb2.EpGro
             busiest_ranks=[status_pb2.RankStatus(**asdict(rank)) for rank in detail.busiest_ranks],
             worst_micro_step=(
                 encode_worst(detail.worst_micro_step)
-                if with_worst and detail.worst_micro_step is not None
+                if detailed and detail.worst_micro_step is not None
                 else None
+            ),
+            figures=(
+                encode_figures(detail.figures) if detailed and detail.figures is not None else None
             ),
         )
         for detail in group.latest
@@ -206,6 +212,7 @@ def _decode_group(message: status_pb2.EpGroupStatus) -> EpGroupStatus:
                 if detail.HasField("worst_micro_step")
                 else None
             ),
+            figures=decode_figures(detail.figures) if detail.HasField("figures") else None,
         )
         for detail in message.latest
     )

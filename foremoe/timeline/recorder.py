@@ -39,15 +39,24 @@ AGREEMENT = Activity("agreement", "agreement")
 class SpanRecorder:
     """``capacity`` 0 records nothing and costs next to nothing; else the newest spans are kept.
 
-    path: where ``save`` writes them, for a process with this name of the EP group. One thread at a
+    path: where ``save`` writes them, for a process with this name of the EP group. sampled: how
+    many of the first spans of every balanced stage are kept for ``take_sample``. One thread at a
     time drives the compute stream; ``add`` may be called by any.
     """
 
     def __init__(
-        self, capacity: int = 0, path: Path | None = None, ep_group: str = "", process: str = ""
+        self,
+        capacity: int = 0,
+        path: Path | None = None,
+        ep_group: str = "",
+        process: str = "",
+        sampled: int = 0,
     ) -> None:
         self.spans: deque[Span] = deque(maxlen=capacity)
         self.on = capacity > 0
+        self._sampled = sampled
+        self._sample: list[Span] = []
+        self._sampling = False
         self._path = path
         self._ep_group = ep_group
         self._process = process
@@ -60,6 +69,8 @@ class SpanRecorder:
         self, step: int, stage: str, balanced: bool, index: int
     ) -> AbstractContextManager[None]:
         """Inside, the compute stream is recorded; outside of it nothing is."""
+        self._sampling = balanced and len(self._sample) < self._sampled
+        self.on = self.spans.maxlen != 0 or self._sampling
         if not self.on:
             return _OFF
         return self._within(StageOfRun(self._ep_group, step, str(stage), balanced), index)
@@ -92,6 +103,18 @@ class SpanRecorder:
         if self.on:
             name, now = f"plan of micro-step {micro_step}", time.monotonic_ns()
             self.spans.append(Span("planning", name, start_ns, now, micro_step, NO_LAYER, of=of))
+
+    def take_sample(self, step: int, stage: str) -> list[Span]:
+        """The stage's first spans, and another stage begins; what did not go in whole is left out.
+
+        A micro-step of which spans are missing is, unless it is the only one.
+        """
+        sample, self._sample = self._sample, []
+        if len(sample) >= self._sampled:
+            last = max((span.micro_step for span in sample), default=0)
+            sample = [span for span in sample if span.micro_step < last] or sample
+        of = (step, str(stage))
+        return [span for span in sample if span.of is not None and span.of[1:3] == of]
 
     def save(self) -> None:
         """Write what is recorded as a Chrome trace; a folder that is not there costs a warning."""
@@ -130,4 +153,7 @@ class SpanRecorder:
 
     def _append(self, what: Activity, start_ns: int, end_ns: int, nbytes: int) -> None:
         where = (self._micro_step, what.layer, nbytes, self._of)
-        self.spans.append(Span(what.track, what.name, start_ns, end_ns, *where))
+        span = Span(what.track, what.name, start_ns, end_ns, *where)
+        self.spans.append(span)
+        if self._sampling and len(self._sample) < self._sampled:
+            self._sample.append(span)

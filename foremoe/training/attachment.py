@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from foremoe.client.rank import RankClient, RankRegistration
 from foremoe.errors import ConflictError, ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
+from foremoe.rpc.timeline import MAX_SPANS
 from foremoe.timeline.recorder import CAPACITY, SpanRecorder
 from foremoe.training.expert_state import check_optimizers
 from foremoe.training.home_experts import HomeExperts
@@ -53,7 +54,8 @@ class AttachOptions:
     use of a replica; slow, for finding faults.
     move_staging_bytes: most memory taken while homes move.
     timeline: a folder, the same on all ranks; when the session closes, this rank writes there what
-    ran when, the newest spans of it, for ``foremoe report``. None records nothing.
+    ran when, the newest spans of it, for ``foremoe report``. None records the first spans of every
+    stage only, for the daemon's report.
     untested_cuda: take weights on CUDA devices too; no GPU has run any of it yet.
     """
 
@@ -224,11 +226,13 @@ def _nccl_like(group: dist.ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def _recorder(layout: GroupLayout, options: AttachOptions) -> SpanRecorder:
+    """Of all, if it is asked for; and for a daemon of what its report can show."""
+    sampled = 0 if options.address is None else MAX_SPANS
     if options.timeline is None:
-        return SpanRecorder()
+        return SpanRecorder(ep_group=options.ep_group, sampled=sampled)
     named = re.sub(r"[^\w.-]", "_", options.ep_group)
     path = options.timeline / f"{named}-rank-{layout.rank}.json"
-    return SpanRecorder(CAPACITY, path, options.ep_group, f"rank {layout.rank}")
+    return SpanRecorder(CAPACITY, path, options.ep_group, f"rank {layout.rank}", sampled)
 
 
 def _client(

@@ -16,7 +16,7 @@ class MicroStepRecord:
 
     computed_tokens: int64 ``[L]``, (token, expert) pairs this rank computed in forward.
     exposed_seconds: float64 ``[L]``, time compute waited for copies; exposed_gradient_seconds: time
-    it waited for replicas' gradients to come home; seconds: wall time.
+    it waited for replicas' gradients to come home; seconds: wall time; began_unix_ns: when.
     degraded_reason: empty when the plan was used or balancing was off. dropped_replicas: of the
     whole group, because their copies would have come too late.
     """
@@ -34,6 +34,7 @@ class MicroStepRecord:
     host_copies: int = 0
     peer_copies: int = 0
     seconds: float = 0.0
+    began_unix_ns: int = 0
 
     def add(self, statistics: TransferStatistics) -> None:
         """Count what the engine did."""
@@ -59,4 +60,5 @@ class MicroStepRecord:
             self.peer_copies,
             self.seconds,
             self.exposed_gradient_seconds,
+            self.began_unix_ns,
         )

@@ -141,10 +141,11 @@ class RankSession:
             yield from self._micro_step(now, index)
 
     def _micro_step(self, stage: StageRun, index: int) -> Iterator[MicroStepRecord]:
-        began = time.monotonic()
+        began, began_unix_ns = time.monotonic(), time.time_ns()
         try:
             with self._spans.during(AGREEMENT):
                 run = self._run = self._begin(stage, index)
+            run.record.began_unix_ns = began_unix_ns
             yield run.record
             run.finish()
             run.record.seconds = time.monotonic() - began

@@ -64,6 +64,10 @@ class Page:
     def finding(self, slug: str) -> str:
         return next(self.section(slug).iter("h3")).text or ""
 
+    def missing(self) -> list[str]:
+        """What the page says it does not show."""
+        return [e.text or "" for e in self.root.iter("p") if e.get("class") == "missing"]
+
     def table(self, slug: str) -> list[list[str]]:
         """Rows of the numbers under a figure, exact values where cells have them."""
         body = next(self.section(slug).iter("tbody"))

@@ -11,11 +11,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from foremoe.cli import main
 from tests.report.pages import Page
-from tests.report.planned import CHARTS, Planned
+from tests.report.planned import CHARTS as PLAN_CHARTS
+from tests.report.planned import Planned
+from tests.report.told import CHARTS as TOLD_CHARTS
+from tests.report.told import FIGURES, Told
+from tests.runtime.steps import MICRO_STEPS, RANKS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDTH, HEIGHT = 1280, 5000  # a laptop's window, as tall as the page
+WIDTH, HEIGHT = 1280, 9000  # a laptop's window, as tall as the page
 ACCENT = {"light": (44, 107, 209), "dark": (92, 149, 242)}
 RED = {"light": (211, 35, 47), "dark": (255, 90, 95)}
 PAPER = {"light": (254, 254, 254), "dark": (20, 23, 27)}
@@ -25,9 +30,14 @@ const box = e => { const r = e.getBoundingClientRect(); return [r.x, r.y, r.widt
 const found = {width: document.documentElement.scrollWidth, figures: {}};
 for (const s of document.querySelectorAll("section")) {
   const texts = [...s.querySelectorAll("svg text")];
+  const named = [...s.querySelectorAll("svg [id]")];
+  const marks = e => [...e.querySelectorAll("use, path")].filter(m => !m.closest("defs"));
   found.figures[s.id] = {
     svg: box(s.querySelector("svg")),
     texts: texts.map(t => [t.textContent, ...box(t)]),
+    parts: Object.fromEntries(named.map(e => [e.id.slice(s.id.length + 1), box(e)])),
+    marks: Object.fromEntries(named.map(e => [e.id.slice(s.id.length + 1), marks(e).map(box)])),
+    images: [...s.querySelectorAll("image")].map(box),
   };
 }
 document.body.innerHTML = "";
@@ -65,12 +75,20 @@ def run(browser: str, page: Path, *options: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def layout(browser: str, planned: Planned) -> dict[str, Any]:
-    """Boxes of figures and texts, in pixels: x, y, width, height."""
-    probe = planned.html.with_name("probe.html")
-    allowed = planned.html.read_text().replace(
-        "style-src", "script-src 'unsafe-inline'; style-src", 1
-    )
+def html(planned: Planned, told: Told, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One page of plans and of a daemon's run, so that the browser starts for both at once."""
+    page = tmp_path_factory.mktemp("browser") / "report.html"
+    runs = [str(told.folder), str(planned.plans_file)]
+    assert main(["report", *runs, "--model", "mixtral-8x7b", "--out", str(page)]) == 0
+    assert page.stat().st_size < 2_000_000
+    return page
+
+
+@pytest.fixture(scope="module")
+def layout(browser: str, html: Path) -> dict[str, Any]:
+    """Boxes of figures, texts and named parts, in pixels: x, y, width, height."""
+    probe = html.with_name("probe.html")
+    allowed = html.read_text().replace("style-src", "script-src 'unsafe-inline'; style-src", 1)
     probe.write_text(allowed.replace("</body>", PROBE))
     probe.with_name("dom.html").write_text(run(browser, probe, "--dump-dom"))
     found = Page(probe.with_name("dom.html")).root.find(".//body")
@@ -81,12 +99,13 @@ def layout(browser: str, planned: Planned) -> dict[str, Any]:
 
 def test_figures_fill_the_page_and_nothing_sticks_out(layout: dict[str, Any]) -> None:
     assert layout["width"] <= WIDTH
-    assert list(layout["figures"]) == CHARTS
+    again = [f"{name}-2" if name in TOLD_CHARTS else name for name in PLAN_CHARTS]
+    assert list(layout["figures"]) == [*TOLD_CHARTS, *again]
     bottom = 0.0
     for name, figure in layout["figures"].items():
         left, top, width, height = figure["svg"]
         assert width > 900, name
-        assert height > 200, name
+        assert height > 150, name
         assert top > bottom, f"{name} overlaps the figure above"
         bottom = top + height
         assert len(figure["texts"]) > 5, name
@@ -98,24 +117,61 @@ def test_figures_fill_the_page_and_nothing_sticks_out(layout: dict[str, Any]) ->
             assert y + high <= bottom + 1
 
 
+def test_a_daemons_figures_have_all_their_elements(layout: dict[str, Any]) -> None:
+    figures = {name: layout["figures"][f"{name}-update"] for name in FIGURES}
+    dots = [f"replicas-{count}" for count in range(1, RANKS)]
+    assert any(figures["heatmap"]["marks"].get(name) for name in dots)
+    for heat in (*figures["heatmap"]["images"][:1], *figures["traffic"]["images"]):
+        assert heat[2] > 300, "cells of heat"
+        assert heat[3] > 60
+    for name in ("before", "after"):
+        assert len(figures["imbalance"]["marks"][f"band-{name}"]) == MICRO_STEPS
+        cells = figures["traffic"]["parts"][f"matrix-{name}"]
+        inside = [text for text, *box in figures["traffic"]["texts"] if contains(cells, box)]
+        percent = [float(text) for text in inside]
+        assert len(percent) == RANKS**2
+        assert sum(percent) == pytest.approx(100, abs=0.3)
+    assert max(band[3] for band in figures["imbalance"]["marks"]["band-before"]) > 5
+    for curve, points in (("foremoe", 8), ("resident", 8), ("own", 1)):
+        drawn = [box for box in figures["frontier"]["marks"][curve] if box[3] < 30]
+        assert len(drawn) >= points, curve
+        assert all(contains(figures["frontier"]["svg"], box) for box in drawn)
+    for panel in ("whole", "closer"):
+        lanes = figures["timeline"]["parts"]
+        exposed, compute = (lanes[f"{panel}-{kind}"] for kind in ("exposed", "compute"))
+        assert exposed[2] > 100, "red all along"
+        assert compute[1] <= exposed[1] + 1 <= compute[1] + compute[3]
+        assert lanes[f"{panel}-host"][3] > 10
+    assert {"needed", "ready"} <= figures["planning"]["parts"].keys()
+
+
+def contains(outer: list[float], inner: list[float]) -> bool:
+    """Of boxes: x, y, width, height."""
+    return all(
+        outer[axis] - 1 <= inner[axis]
+        and inner[axis] + inner[axis + 2] <= outer[axis] + outer[axis + 2] + 1
+        for axis in (0, 1)
+    )
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_figure_is_painted_in_light_and_dark(
-    browser: str, planned: Planned, layout: dict[str, Any], theme: str
+    browser: str, html: Path, layout: dict[str, Any], theme: str
 ) -> None:
-    shot = planned.html.with_name(f"{theme}.png")
+    shot = html.with_name(f"{theme}.png")
     scheme = f"--blink-settings=preferredColorScheme={PREFERRED[theme]}"
-    run(browser, planned.html, scheme, f"--screenshot={shot}")
+    run(browser, html, scheme, f"--screenshot={shot}")
     with Image.open(shot) as image:
-        pixels = np.asarray(image.convert("RGB")).astype(int)
+        pixels = np.asarray(image.convert("RGB"))
     assert pixels.shape[1] == WIDTH
     assert near(pixels[2, 2], PAPER[theme])
     for name, figure in layout["figures"].items():
         x, y, width, height = map(int, figure["svg"])
-        painted = pixels[y : y + height, x : x + width]
+        painted = pixels[y : y + height, x : x + width].astype(int)
         assert near(painted, PAPER[theme]).mean() > 0.03, f"{name}: the background is another's"
-        if name != "heatmap":  # its accent is in an image, in the colours of light
+        if not name.startswith("heatmap"):  # its accent is in an image, in the colours of light
             assert near(painted, ACCENT[theme]).sum() > 100, f"{name}: no accent"
-        if name == "timeline-update":
+        if name.startswith("timeline"):
             assert near(painted, RED[theme]).sum() > 100, "exposed time is not red"
 
 

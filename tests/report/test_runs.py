@@ -12,15 +12,10 @@ import pytest
 from foremoe.cli import main
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.report import summarise
-from foremoe.planner.imbalance import imbalance
-from foremoe.planner.plan import home_tokens
 from foremoe.timeline.chrome_trace import Clock, Trace, write_trace
 from foremoe.timeline.span import Span, StageOfRun
-from foremoe.vocabulary import Stage
 from tests.foresight.test_trace import fields, write
 from tests.report.pages import Page
-from tests.runtime.daemon_process import DaemonProcess
-from tests.runtime.steps import LAYERS, attached
 
 SIMULATE = [
     "simulate",
@@ -186,49 +181,6 @@ def test_a_name_in_a_file_stays_a_name(tmp_path: Path) -> None:
     assert {f.name for f in (tmp_path / "figures").iterdir()} == {
         f"timeline-script-x-2.{kind}" for kind in ("png", "svg")
     }
-
-
-def test_a_daemon_tells_its_layers_and_planning_times(
-    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path_factory.mktemp("d")
-    arguments = ["report", "--out", str(folder / "r.html"), "--socket", str(folder / "s")]
-    with DaemonProcess(folder) as daemon, attached(daemon, "ep0") as group:
-        assert main(arguments) == 2
-        assert "planned no stage yet" in capsys.readouterr().err
-        group.run(0)
-        assert main(arguments) == 0
-        status = group.controller.status()
-        told = group.controller.status("ep0")
-    page = Page(folder / "r.html")
-    assert page.sections() == [
-        "layers-recompute",
-        "heatmap-recompute",
-        "layers-update",
-        "heatmap-update",
-        "planning",
-    ]
-    for detail in status.ep_groups[0].latest:
-        rows = page.numbers(f"layers-{detail.status.stage}")
-        assert [row[0] for row in rows] == list(LAYERS)
-        for row, layer in zip(rows, detail.layers, strict=True):
-            measured = (layer.imbalance_before, layer.imbalance_after, layer.imbalance_measured)
-            assert row[1:4] == pytest.approx(measured)
-    assert [row[0] for row in page.table("planning")] == [f"0 {stage}" for stage in Stage]
-    for detail, bare in zip(told.ep_groups[0].latest, status.ep_groups[0].latest, strict=True):
-        assert bare.worst_micro_step is None  # what is polled every second stays small
-        worst = detail.worst_micro_step
-        assert worst is not None
-        before = np.array([imbalance(home_tokens(load, worst.home)) for load in group.loads])
-        assert worst.micro_step == before.mean(axis=1).argmax()
-        assert np.array_equal(worst.load, group.loads[worst.micro_step].sum(axis=1))
-        rows = page.numbers(f"heatmap-{detail.status.stage}")
-        assert [row[0] for row in rows] == list(LAYERS)
-        placed = (worst.replica_expert >= 0).sum(axis=(1, 2))
-        assert placed.sum() > 0
-        assert [row[2] for row in rows] == placed.tolist()
-        assert [row[3] for row in rows] == pytest.approx(before[worst.micro_step])
-        assert max(row[4] for row in rows) < before[worst.micro_step].max()
 
 
 def test_no_daemon_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,25 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from foremoe.rpc.v1 import array_pb2, foresight_pb2, rank_pb2, schedule_pb2, stage_pb2, status_pb2
+from foremoe.rpc.v1 import (
+    array_pb2,
+    foresight_pb2,
+    rank_pb2,
+    schedule_pb2,
+    stage_pb2,
+    status_pb2,
+    timeline_pb2,
+)
 
-MODULES = (array_pb2, stage_pb2, foresight_pb2, schedule_pb2, rank_pb2, status_pb2)
+MODULES = (
+    array_pb2,
+    stage_pb2,
+    foresight_pb2,
+    schedule_pb2,
+    timeline_pb2,
+    rank_pb2,
+    status_pb2,
+)
 _SAME_IN_FIELDS = ("number", "type", "label", "type_name", "proto3_optional", "json_name")
 
 Named = TypeVar(

@@ -1,5 +1,6 @@
 """Whole RL steps for tests: two ranks that are told plans and report having done just that."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ from foremoe.client import (
 )
 from foremoe.planner.plan import Plan, home_tokens
 from foremoe.rpc.status import StageStatus
+from foremoe.timeline.recorder import Activity, SpanRecorder
 from foremoe.vocabulary import Stage
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually
@@ -27,6 +29,7 @@ LAYERS = (1, 3, 4)
 MICRO_STEPS = 3
 GROUP = RankRegistration("ep0", 0, RANKS, RANKS, 1, EXPERTS, LAYERS)
 WAIT_SECONDS = 30.0
+EXPOSED_SECONDS = 3e-4  # of a layer, as recorded
 Reasons = Mapping[tuple[int, int], str]
 NO_REASONS: Reasons = {}
 
@@ -34,10 +37,17 @@ NO_REASONS: Reasons = {}
 class Group:
     """An EP group that is attached, and the controller of its job."""
 
-    def __init__(self, controller: ControllerClient, name: str, ranks: list[RankClient]) -> None:
+    def __init__(
+        self,
+        controller: ControllerClient,
+        name: str,
+        ranks: list[RankClient],
+        spans: Sequence[SpanRecorder] = (),
+    ) -> None:
         self.controller = controller
         self.name = name
         self.ranks = ranks
+        self.spans = spans
         self.loads: list[NDArray[np.int64]] = []  # of the last upload: [L, P, E] by micro-step
         self._random = np.random.default_rng(0)
 
@@ -72,10 +82,13 @@ class Group:
         """Every rank reports, what it said is returned; ``reasons`` by rank and micro-step."""
         said = []
         for rank, client in enumerate(self.ranks):
-            reports = [
-                report_of(plan, rank, index, reasons.get((rank, index), ""))
-                for index, plan in enumerate(plans)
-            ]
+            reports = []
+            for index, plan in enumerate(plans):
+                began = time.time_ns()
+                if self.spans:
+                    record(self.spans[rank], step, stage, index)
+                told = report_of(plan, rank, index, reasons.get((rank, index), ""))
+                reports.append(replace(told, began_unix_ns=began))
             client.report(step, stage, reports)
             said.append(reports)
         eventually(lambda: self.status(step, stage).reported == MICRO_STEPS)
@@ -123,11 +136,31 @@ def report_of(plan: Plan, rank: int, index: int, reason: str) -> MicroStepReport
     )
 
 
+def record(spans: SpanRecorder, step: int, stage: Stage, index: int) -> None:
+    """A micro-step in small: each layer computes for a while, of which it waits for copies."""
+    with spans.micro_step(step, stage, True, index):
+        for layer in LAYERS:
+            with spans.during(Activity("dispatch", "dispatch", layer)):
+                began = time.monotonic_ns()
+            with spans.during(Activity("compute", "forward", layer)):
+                while time.monotonic_ns() < began + 1_000_000:
+                    pass
+                spans.waited("copies", EXPOSED_SECONDS, layer)
+            spans.add("host", f"expert {layer}", began, layer, 1000)
+
+
 @contextmanager
-def attached(daemon: DaemonProcess, name: str) -> Iterator[Group]:
-    """All ranks of a group of its own, registered and streaming."""
+def attached(daemon: DaemonProcess, name: str, sampled: int = 0) -> Iterator[Group]:
+    """All ranks of a group of its own, registered and streaming.
+
+    sampled: spans that each records of a stage.
+    """
     registrations = [replace(GROUP, ep_group=name, rank=rank) for rank in range(RANKS)]
     with ExitStack() as open_now:
         controller = open_now.enter_context(ControllerClient(daemon.address))
-        clients = [RankClient(daemon.address, registration) for registration in registrations]
-        yield Group(controller, name, [open_now.enter_context(client) for client in clients])
+        spans = [SpanRecorder(ep_group=name, sampled=sampled) for _ in registrations]
+        clients = [
+            open_now.enter_context(RankClient(daemon.address, registration, spans=recorder))
+            for registration, recorder in zip(registrations, spans, strict=True)
+        ]
+        yield Group(controller, name, clients, spans if sampled else ())

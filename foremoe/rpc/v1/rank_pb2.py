@@ -24,29 +24,30 @@ _sym_db = _symbol_database.Default()
 
 from foremoe.rpc.v1 import array_pb2 as foremoe_dot_rpc_dot_v1_dot_array__pb2
 from foremoe.rpc.v1 import stage_pb2 as foremoe_dot_rpc_dot_v1_dot_stage__pb2
+from foremoe.rpc.v1 import timeline_pb2 as foremoe_dot_rpc_dot_v1_dot_timeline__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oremoe/rpc/v1/rank.proto\x12\x0e\x66oremoe.rpc.v1\x1a\x1a\x66oremoe/rpc/v1/array.proto\x1a\x1a\x66oremoe/rpc/v1/stage.proto\"\xd0\x01\n\x13RegisterRankRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05ranks\x18\x03 \x01(\r\x12\x16\n\x0eranks_per_node\x18\x04 \x01(\r\x12\x13\n\x0bspare_slots\x18\x05 \x01(\r\x12\x13\n\x0bnum_experts\x18\x06 \x01(\r\x12\x0e\n\x06layers\x18\x07 \x03(\r\x12\x13\n\x0bmoves_homes\x18\x08 \x01(\x08\x12#\n\x04home\x18\t \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\")\n\x14RegisterRankResponse\x12\x11\n\tdaemon_id\x18\x01 \x01(\t\"4\n\x12StreamPlansRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"\xb3\x02\n\x13StreamPlansResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12\x12\n\nmicro_step\x18\x03 \x01(\r\x12\x13\n\x0bmicro_steps\x18\x04 \x01(\r\x12\x12\n\nmini_batch\x18\x05 \x01(\r\x12\x0e\n\x06layers\x18\x06 \x03(\r\x12#\n\x04home\x18\x07 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12-\n\x0ereplica_expert\x18\x08 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12-\n\x0ereplica_tokens\x18\t \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12\x18\n\x10placement_digest\x18\n \x01(\x0c\"\x9e\x01\n\x12ReportStageRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12$\n\x05stage\x18\x04 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12\x34\n\x0bmicro_steps\x18\x05 \x03(\x0b\x32\x1f.foremoe.rpc.v1.MicroStepReport\"\xbb\x02\n\x0fMicroStepReport\x12\x12\n\nmicro_step\x18\x01 \x01(\r\x12\x17\n\x0f\x64\x65graded_reason\x18\x02 \x01(\t\x12.\n\x0f\x63omputed_tokens\x18\x03 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12.\n\x0f\x65xposed_seconds\x18\x04 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12\x12\n\nhost_bytes\x18\x05 \x01(\x04\x12\x12\n\npeer_bytes\x18\x06 \x01(\x04\x12\x16\n\x0egradient_bytes\x18\x07 \x01(\x04\x12\x13\n\x0bhost_copies\x18\x08 \x01(\x04\x12\x13\n\x0bpeer_copies\x18\t \x01(\x04\x12\x0f\n\x07seconds\x18\n \x01(\x01\x12 \n\x18\x65xposed_gradient_seconds\x18\x0b \x01(\x01\"\x15\n\x13ReportStageResponse2\x9a\x02\n\x0bRankService\x12Y\n\x0cRegisterRank\x12#.foremoe.rpc.v1.RegisterRankRequest\x1a$.foremoe.rpc.v1.RegisterRankResponse\x12X\n\x0bStreamPlans\x12\".foremoe.rpc.v1.StreamPlansRequest\x1a#.foremoe.rpc.v1.StreamPlansResponse0\x01\x12V\n\x0bReportStage\x12\".foremoe.rpc.v1.ReportStageRequest\x1a#.foremoe.rpc.v1.ReportStageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x66oremoe/rpc/v1/rank.proto\x12\x0e\x66oremoe.rpc.v1\x1a\x1a\x66oremoe/rpc/v1/array.proto\x1a\x1a\x66oremoe/rpc/v1/stage.proto\x1a\x1d\x66oremoe/rpc/v1/timeline.proto\"\xd0\x01\n\x13RegisterRankRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05ranks\x18\x03 \x01(\r\x12\x16\n\x0eranks_per_node\x18\x04 \x01(\r\x12\x13\n\x0bspare_slots\x18\x05 \x01(\r\x12\x13\n\x0bnum_experts\x18\x06 \x01(\r\x12\x0e\n\x06layers\x18\x07 \x03(\r\x12\x13\n\x0bmoves_homes\x18\x08 \x01(\x08\x12#\n\x04home\x18\t \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\")\n\x14RegisterRankResponse\x12\x11\n\tdaemon_id\x18\x01 \x01(\t\"4\n\x12StreamPlansRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\"\xb3\x02\n\x13StreamPlansResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12\x12\n\nmicro_step\x18\x03 \x01(\r\x12\x13\n\x0bmicro_steps\x18\x04 \x01(\r\x12\x12\n\nmini_batch\x18\x05 \x01(\r\x12\x0e\n\x06layers\x18\x06 \x03(\r\x12#\n\x04home\x18\x07 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12-\n\x0ereplica_expert\x18\x08 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12-\n\x0ereplica_tokens\x18\t \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12\x18\n\x10placement_digest\x18\n \x01(\x0c\"\xca\x01\n\x12ReportStageRequest\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12$\n\x05stage\x18\x04 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12\x34\n\x0bmicro_steps\x18\x05 \x03(\x0b\x32\x1f.foremoe.rpc.v1.MicroStepReport\x12*\n\x08timeline\x18\x06 \x01(\x0b\x32\x18.foremoe.rpc.v1.Timeline\"\xd2\x02\n\x0fMicroStepReport\x12\x12\n\nmicro_step\x18\x01 \x01(\r\x12\x17\n\x0f\x64\x65graded_reason\x18\x02 \x01(\t\x12.\n\x0f\x63omputed_tokens\x18\x03 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12.\n\x0f\x65xposed_seconds\x18\x04 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12\x12\n\nhost_bytes\x18\x05 \x01(\x04\x12\x12\n\npeer_bytes\x18\x06 \x01(\x04\x12\x16\n\x0egradient_bytes\x18\x07 \x01(\x04\x12\x13\n\x0bhost_copies\x18\x08 \x01(\x04\x12\x13\n\x0bpeer_copies\x18\t \x01(\x04\x12\x0f\n\x07seconds\x18\n \x01(\x01\x12 \n\x18\x65xposed_gradient_seconds\x18\x0b \x01(\x01\x12\x15\n\rbegan_unix_ns\x18\x0c \x01(\x04\"\x15\n\x13ReportStageResponse2\x9a\x02\n\x0bRankService\x12Y\n\x0cRegisterRank\x12#.foremoe.rpc.v1.RegisterRankRequest\x1a$.foremoe.rpc.v1.RegisterRankResponse\x12X\n\x0bStreamPlans\x12\".foremoe.rpc.v1.StreamPlansRequest\x1a#.foremoe.rpc.v1.StreamPlansResponse0\x01\x12V\n\x0bReportStage\x12\".foremoe.rpc.v1.ReportStageRequest\x1a#.foremoe.rpc.v1.ReportStageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'foremoe.rpc.v1.rank_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERRANKREQUEST']._serialized_start=102
-  _globals['_REGISTERRANKREQUEST']._serialized_end=310
-  _globals['_REGISTERRANKRESPONSE']._serialized_start=312
-  _globals['_REGISTERRANKRESPONSE']._serialized_end=353
-  _globals['_STREAMPLANSREQUEST']._serialized_start=355
-  _globals['_STREAMPLANSREQUEST']._serialized_end=407
-  _globals['_STREAMPLANSRESPONSE']._serialized_start=410
-  _globals['_STREAMPLANSRESPONSE']._serialized_end=717
-  _globals['_REPORTSTAGEREQUEST']._serialized_start=720
-  _globals['_REPORTSTAGEREQUEST']._serialized_end=878
-  _globals['_MICROSTEPREPORT']._serialized_start=881
-  _globals['_MICROSTEPREPORT']._serialized_end=1196
-  _globals['_REPORTSTAGERESPONSE']._serialized_start=1198
-  _globals['_REPORTSTAGERESPONSE']._serialized_end=1219
-  _globals['_RANKSERVICE']._serialized_start=1222
-  _globals['_RANKSERVICE']._serialized_end=1504
+  _globals['_REGISTERRANKREQUEST']._serialized_start=133
+  _globals['_REGISTERRANKREQUEST']._serialized_end=341
+  _globals['_REGISTERRANKRESPONSE']._serialized_start=343
+  _globals['_REGISTERRANKRESPONSE']._serialized_end=384
+  _globals['_STREAMPLANSREQUEST']._serialized_start=386
+  _globals['_STREAMPLANSREQUEST']._serialized_end=438
+  _globals['_STREAMPLANSRESPONSE']._serialized_start=441
+  _globals['_STREAMPLANSRESPONSE']._serialized_end=748
+  _globals['_REPORTSTAGEREQUEST']._serialized_start=751
+  _globals['_REPORTSTAGEREQUEST']._serialized_end=953
+  _globals['_MICROSTEPREPORT']._serialized_start=956
+  _globals['_MICROSTEPREPORT']._serialized_end=1294
+  _globals['_REPORTSTAGERESPONSE']._serialized_start=1296
+  _globals['_REPORTSTAGERESPONSE']._serialized_end=1317
+  _globals['_RANKSERVICE']._serialized_start=1320
+  _globals['_RANKSERVICE']._serialized_end=1602
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 from foremoe.rpc.v1 import array_pb2 as _array_pb2
 from foremoe.rpc.v1 import stage_pb2 as _stage_pb2
+from foremoe.rpc.v1 import timeline_pb2 as _timeline_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -69,21 +70,23 @@ class StreamPlansResponse(_message.Message):
     def __init__(self, step: _Optional[int] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_step: _Optional[int] = ..., micro_steps: _Optional[int] = ..., mini_batch: _Optional[int] = ..., layers: _Optional[_Iterable[int]] = ..., home: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., replica_expert: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., replica_tokens: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., placement_digest: _Optional[bytes] = ...) -> None: ...
 
 class ReportStageRequest(_message.Message):
-    __slots__ = ("ep_group", "rank", "step", "stage", "micro_steps")
+    __slots__ = ("ep_group", "rank", "step", "stage", "micro_steps", "timeline")
     EP_GROUP_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     STAGE_FIELD_NUMBER: _ClassVar[int]
     MICRO_STEPS_FIELD_NUMBER: _ClassVar[int]
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
     ep_group: str
     rank: int
     step: int
     stage: _stage_pb2.Stage
     micro_steps: _containers.RepeatedCompositeFieldContainer[MicroStepReport]
-    def __init__(self, ep_group: _Optional[str] = ..., rank: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[_Iterable[_Union[MicroStepReport, _Mapping]]] = ...) -> None: ...
+    timeline: _timeline_pb2.Timeline
+    def __init__(self, ep_group: _Optional[str] = ..., rank: _Optional[int] = ..., step: _Optional[int] = ..., stage: _Optional[_Union[_stage_pb2.Stage, str]] = ..., micro_steps: _Optional[_Iterable[_Union[MicroStepReport, _Mapping]]] = ..., timeline: _Optional[_Union[_timeline_pb2.Timeline, _Mapping]] = ...) -> None: ...
 
 class MicroStepReport(_message.Message):
-    __slots__ = ("micro_step", "degraded_reason", "computed_tokens", "exposed_seconds", "host_bytes", "peer_bytes", "gradient_bytes", "host_copies", "peer_copies", "seconds", "exposed_gradient_seconds")
+    __slots__ = ("micro_step", "degraded_reason", "computed_tokens", "exposed_seconds", "host_bytes", "peer_bytes", "gradient_bytes", "host_copies", "peer_copies", "seconds", "exposed_gradient_seconds", "began_unix_ns")
     MICRO_STEP_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_REASON_FIELD_NUMBER: _ClassVar[int]
     COMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +98,7 @@ class MicroStepReport(_message.Message):
     PEER_COPIES_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_GRADIENT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
     micro_step: int
     degraded_reason: str
     computed_tokens: _array_pb2.Array
@@ -106,7 +110,8 @@ class MicroStepReport(_message.Message):
     peer_copies: int
     seconds: float
     exposed_gradient_seconds: float
-    def __init__(self, micro_step: _Optional[int] = ..., degraded_reason: _Optional[str] = ..., computed_tokens: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., exposed_seconds: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., host_bytes: _Optional[int] = ..., peer_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., host_copies: _Optional[int] = ..., peer_copies: _Optional[int] = ..., seconds: _Optional[float] = ..., exposed_gradient_seconds: _Optional[float] = ...) -> None: ...
+    began_unix_ns: int
+    def __init__(self, micro_step: _Optional[int] = ..., degraded_reason: _Optional[str] = ..., computed_tokens: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., exposed_seconds: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., host_bytes: _Optional[int] = ..., peer_bytes: _Optional[int] = ..., gradient_bytes: _Optional[int] = ..., host_copies: _Optional[int] = ..., peer_copies: _Optional[int] = ..., seconds: _Optional[float] = ..., exposed_gradient_seconds: _Optional[float] = ..., began_unix_ns: _Optional[int] = ...) -> None: ...
 
 class ReportStageResponse(_message.Message):
     __slots__ = ()

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from foremoe.rpc.v1 import array_pb2 as foremoe_dot_rpc_dot_v1_dot_array__pb2
 from foremoe.rpc.v1 import stage_pb2 as foremoe_dot_rpc_dot_v1_dot_stage__pb2
+from foremoe.rpc.v1 import timeline_pb2 as foremoe_dot_rpc_dot_v1_dot_timeline__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66oremoe/rpc/v1/status.proto\x12\x0e\x66oremoe.rpc.v1\x1a\x1a\x66oremoe/rpc/v1/array.proto\x1a\x1a\x66oremoe/rpc/v1/stage.proto\"0\n\x10GetStatusRequest\x12\x1c\n\x14worst_micro_steps_of\x18\x01 \x01(\t\"\x99\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tdaemon_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cstored_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12stored_bytes_limit\x18\x06 \x01(\x04\x12\x30\n\tep_groups\x18\x07 \x03(\x0b\x32\x1d.foremoe.rpc.v1.EpGroupStatus\x12)\n\x05steps\x18\x08 \x03(\x0b\x32\x1a.foremoe.rpc.v1.StepStatus\x12,\n\x08released\x18\t \x03(\x0b\x32\x1a.foremoe.rpc.v1.StepStatus\"\x99\x01\n\rEpGroupStatus\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x12\n\nregistered\x18\x03 \x01(\r\x12\x11\n\tstreaming\x18\x04 \x01(\r\x12\x13\n\x0bspare_slots\x18\x05 \x01(\r\x12+\n\x06latest\x18\x06 \x03(\x0b\x32\x1b.foremoe.rpc.v1.StageDetail\"\x84\x01\n\nStepStatus\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.foremoe.rpc.v1.StepState\x12\x11\n\tsequences\x18\x03 \x01(\x04\x12+\n\x06stages\x18\x04 \x03(\x0b\x32\x1b.foremoe.rpc.v1.StageStatus\"\x96\x04\n\x0bStageStatus\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12\x13\n\x0bmicro_steps\x18\x03 \x01(\r\x12\x0f\n\x07planned\x18\x04 \x01(\r\x12\x18\n\x10imbalance_before\x18\x05 \x01(\x01\x12\x17\n\x0fimbalance_after\x18\x06 \x01(\x01\x12\x10\n\x08replicas\x18\x07 \x01(\x01\x12\x10\n\x08\x64\x65graded\x18\x08 \x01(\r\x12\x18\n\x10planning_seconds\x18\t \x01(\x01\x12\x10\n\x08reported\x18\n \x01(\r\x12\x0f\n\x07seconds\x18\x0b \x01(\x01\x12\x17\n\x0f\x65xposed_seconds\x18\x0c \x01(\x01\x12\x1a\n\x12imbalance_measured\x18\r \x01(\x01\x12J\n\x10\x64\x65graded_reasons\x18\x0e \x03(\x0b\x32\x30.foremoe.rpc.v1.StageStatus.DegradedReasonsEntry\x12\x18\n\x10\x61greement_misses\x18\x0f \x01(\r\x12)\n\x05paths\x18\x10 \x03(\x0b\x32\x1a.foremoe.rpc.v1.PathStatus\x12\x17\n\x0fplanning_failed\x18\x11 \x01(\x08\x1a\x36\n\x14\x44\x65gradedReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"@\n\nPathStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x63opies\x18\x02 \x01(\x04\x12\x14\n\x0c\x63opied_bytes\x18\x03 \x01(\x04\"\xe2\x01\n\x0bStageDetail\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12+\n\x06status\x18\x02 \x01(\x0b\x32\x1b.foremoe.rpc.v1.StageStatus\x12+\n\x06layers\x18\x03 \x03(\x0b\x32\x1b.foremoe.rpc.v1.LayerStatus\x12\x31\n\rbusiest_ranks\x18\x04 \x03(\x0b\x32\x1a.foremoe.rpc.v1.RankStatus\x12\x38\n\x10worst_micro_step\x18\x05 \x01(\x0b\x32\x1e.foremoe.rpc.v1.WorstMicroStep\"\xfe\x01\n\x0eWorstMicroStep\x12\x12\n\nmicro_step\x18\x01 \x01(\r\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12#\n\x04home\x18\x03 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12-\n\x0ereplica_expert\x18\x04 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12/\n\x10imbalance_before\x18\x05 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12.\n\x0fimbalance_after\x18\x06 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\"\x84\x01\n\x0bLayerStatus\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x18\n\x10imbalance_before\x18\x02 \x01(\x01\x12\x17\n\x0fimbalance_after\x18\x03 \x01(\x01\x12\x1a\n\x12imbalance_measured\x18\x04 \x01(\x01\x12\x17\n\x0f\x65xposed_seconds\x18\x05 \x01(\x01\"[\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x15\n\rrelative_load\x18\x02 \x01(\x01\x12\x17\n\x0f\x65xposed_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07seconds\x18\x04 \x01(\x01*\xa7\x01\n\tStepState\x12\x1a\n\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15STEP_STATE_COLLECTING\x10\x01\x12\x18\n\x14STEP_STATE_SCHEDULED\x10\x02\x12\x16\n\x12STEP_STATE_PLANNED\x10\x03\x12\x18\n\x14STEP_STATE_EXECUTING\x10\x04\x12\x17\n\x13STEP_STATE_RELEASED\x10\x05\x32\x61\n\rStatusService\x12P\n\tGetStatus\x12 .foremoe.rpc.v1.GetStatusRequest\x1a!.foremoe.rpc.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x66oremoe/rpc/v1/status.proto\x12\x0e\x66oremoe.rpc.v1\x1a\x1a\x66oremoe/rpc/v1/array.proto\x1a\x1a\x66oremoe/rpc/v1/stage.proto\x1a\x1d\x66oremoe/rpc/v1/timeline.proto\"0\n\x10GetStatusRequest\x12\x1c\n\x14worst_micro_steps_of\x18\x01 \x01(\t\"\x99\x02\n\x11GetStatusResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x11\n\tdaemon_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x04 \x01(\x01\x12\x14\n\x0cstored_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12stored_bytes_limit\x18\x06 \x01(\x04\x12\x30\n\tep_groups\x18\x07 \x03(\x0b\x32\x1d.foremoe.rpc.v1.EpGroupStatus\x12)\n\x05steps\x18\x08 \x03(\x0b\x32\x1a.foremoe.rpc.v1.StepStatus\x12,\n\x08released\x18\t \x03(\x0b\x32\x1a.foremoe.rpc.v1.StepStatus\"\x99\x01\n\rEpGroupStatus\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x12\n\nregistered\x18\x03 \x01(\r\x12\x11\n\tstreaming\x18\x04 \x01(\r\x12\x13\n\x0bspare_slots\x18\x05 \x01(\r\x12+\n\x06latest\x18\x06 \x03(\x0b\x32\x1b.foremoe.rpc.v1.StageDetail\"\x84\x01\n\nStepStatus\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.foremoe.rpc.v1.StepState\x12\x11\n\tsequences\x18\x03 \x01(\x04\x12+\n\x06stages\x18\x04 \x03(\x0b\x32\x1b.foremoe.rpc.v1.StageStatus\"\x96\x04\n\x0bStageStatus\x12\x10\n\x08\x65p_group\x18\x01 \x01(\t\x12$\n\x05stage\x18\x02 \x01(\x0e\x32\x15.foremoe.rpc.v1.Stage\x12\x13\n\x0bmicro_steps\x18\x03 \x01(\r\x12\x0f\n\x07planned\x18\x04 \x01(\r\x12\x18\n\x10imbalance_before\x18\x05 \x01(\x01\x12\x17\n\x0fimbalance_after\x18\x06 \x01(\x01\x12\x10\n\x08replicas\x18\x07 \x01(\x01\x12\x10\n\x08\x64\x65graded\x18\x08 \x01(\r\x12\x18\n\x10planning_seconds\x18\t \x01(\x01\x12\x10\n\x08reported\x18\n \x01(\r\x12\x0f\n\x07seconds\x18\x0b \x01(\x01\x12\x17\n\x0f\x65xposed_seconds\x18\x0c \x01(\x01\x12\x1a\n\x12imbalance_measured\x18\r \x01(\x01\x12J\n\x10\x64\x65graded_reasons\x18\x0e \x03(\x0b\x32\x30.foremoe.rpc.v1.StageStatus.DegradedReasonsEntry\x12\x18\n\x10\x61greement_misses\x18\x0f \x01(\r\x12)\n\x05paths\x18\x10 \x03(\x0b\x32\x1a.foremoe.rpc.v1.PathStatus\x12\x17\n\x0fplanning_failed\x18\x11 \x01(\x08\x1a\x36\n\x14\x44\x65gradedReasonsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"@\n\nPathStatus\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06\x63opies\x18\x02 \x01(\x04\x12\x14\n\x0c\x63opied_bytes\x18\x03 \x01(\x04\"\x91\x02\n\x0bStageDetail\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12+\n\x06status\x18\x02 \x01(\x0b\x32\x1b.foremoe.rpc.v1.StageStatus\x12+\n\x06layers\x18\x03 \x03(\x0b\x32\x1b.foremoe.rpc.v1.LayerStatus\x12\x31\n\rbusiest_ranks\x18\x04 \x03(\x0b\x32\x1a.foremoe.rpc.v1.RankStatus\x12\x38\n\x10worst_micro_step\x18\x05 \x01(\x0b\x32\x1e.foremoe.rpc.v1.WorstMicroStep\x12-\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x1c.foremoe.rpc.v1.StageFigures\"\xfe\x01\n\x0eWorstMicroStep\x12\x12\n\nmicro_step\x18\x01 \x01(\r\x12#\n\x04load\x18\x02 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12#\n\x04home\x18\x03 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12-\n\x0ereplica_expert\x18\x04 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12/\n\x10imbalance_before\x18\x05 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12.\n\x0fimbalance_after\x18\x06 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\"\x80\x02\n\x0cStageFigures\x12(\n\timbalance\x18\x01 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12&\n\x07traffic\x18\x02 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12\x19\n\x11submitted_unix_ns\x18\x03 \x01(\x04\x12&\n\x07seconds\x18\x04 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12*\n\x06sample\x18\x05 \x01(\x0b\x32\x1a.foremoe.rpc.v1.LoadSample\x12/\n\ttimelines\x18\x06 \x03(\x0b\x32\x1c.foremoe.rpc.v1.RankTimeline\"\xa7\x01\n\nLoadSample\x12#\n\x04load\x18\x01 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12#\n\x04home\x18\x02 \x01(\x0b\x32\x15.foremoe.rpc.v1.Array\x12\x0e\n\x06layers\x18\x03 \x03(\r\x12\x17\n\x0fimbalance_after\x18\x04 \x01(\x01\x12\x0e\n\x06\x63opies\x18\x05 \x01(\x01\x12\x16\n\x0eranks_per_node\x18\x06 \x01(\r\"H\n\x0cRankTimeline\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12*\n\x08timeline\x18\x02 \x01(\x0b\x32\x18.foremoe.rpc.v1.Timeline\"\x84\x01\n\x0bLayerStatus\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x18\n\x10imbalance_before\x18\x02 \x01(\x01\x12\x17\n\x0fimbalance_after\x18\x03 \x01(\x01\x12\x1a\n\x12imbalance_measured\x18\x04 \x01(\x01\x12\x17\n\x0f\x65xposed_seconds\x18\x05 \x01(\x01\"[\n\nRankStatus\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x15\n\rrelative_load\x18\x02 \x01(\x01\x12\x17\n\x0f\x65xposed_seconds\x18\x03 \x01(\x01\x12\x0f\n\x07seconds\x18\x04 \x01(\x01*\xa7\x01\n\tStepState\x12\x1a\n\x16STEP_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15STEP_STATE_COLLECTING\x10\x01\x12\x18\n\x14STEP_STATE_SCHEDULED\x10\x02\x12\x16\n\x12STEP_STATE_PLANNED\x10\x03\x12\x18\n\x14STEP_STATE_EXECUTING\x10\x04\x12\x17\n\x13STEP_STATE_RELEASED\x10\x05\x32\x61\n\rStatusService\x12P\n\tGetStatus\x12 .foremoe.rpc.v1.GetStatusRequest\x1a!.foremoe.rpc.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,30 +36,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STAGESTATUS_DEGRADEDREASONSENTRY']._loaded_options = None
   _globals['_STAGESTATUS_DEGRADEDREASONSENTRY']._serialized_options = b'8\001'
-  _globals['_STEPSTATE']._serialized_start=2046
-  _globals['_STEPSTATE']._serialized_end=2213
-  _globals['_GETSTATUSREQUEST']._serialized_start=103
-  _globals['_GETSTATUSREQUEST']._serialized_end=151
-  _globals['_GETSTATUSRESPONSE']._serialized_start=154
-  _globals['_GETSTATUSRESPONSE']._serialized_end=435
-  _globals['_EPGROUPSTATUS']._serialized_start=438
-  _globals['_EPGROUPSTATUS']._serialized_end=591
-  _globals['_STEPSTATUS']._serialized_start=594
-  _globals['_STEPSTATUS']._serialized_end=726
-  _globals['_STAGESTATUS']._serialized_start=729
-  _globals['_STAGESTATUS']._serialized_end=1263
-  _globals['_STAGESTATUS_DEGRADEDREASONSENTRY']._serialized_start=1209
-  _globals['_STAGESTATUS_DEGRADEDREASONSENTRY']._serialized_end=1263
-  _globals['_PATHSTATUS']._serialized_start=1265
-  _globals['_PATHSTATUS']._serialized_end=1329
-  _globals['_STAGEDETAIL']._serialized_start=1332
-  _globals['_STAGEDETAIL']._serialized_end=1558
-  _globals['_WORSTMICROSTEP']._serialized_start=1561
-  _globals['_WORSTMICROSTEP']._serialized_end=1815
-  _globals['_LAYERSTATUS']._serialized_start=1818
-  _globals['_LAYERSTATUS']._serialized_end=1950
-  _globals['_RANKSTATUS']._serialized_start=1952
-  _globals['_RANKSTATUS']._serialized_end=2043
-  _globals['_STATUSSERVICE']._serialized_start=2215
-  _globals['_STATUSSERVICE']._serialized_end=2312
+  _globals['_STEPSTATE']._serialized_start=2627
+  _globals['_STEPSTATE']._serialized_end=2794
+  _globals['_GETSTATUSREQUEST']._serialized_start=134
+  _globals['_GETSTATUSREQUEST']._serialized_end=182
+  _globals['_GETSTATUSRESPONSE']._serialized_start=185
+  _globals['_GETSTATUSRESPONSE']._serialized_end=466
+  _globals['_EPGROUPSTATUS']._serialized_start=469
+  _globals['_EPGROUPSTATUS']._serialized_end=622
+  _globals['_STEPSTATUS']._serialized_start=625
+  _globals['_STEPSTATUS']._serialized_end=757
+  _globals['_STAGESTATUS']._serialized_start=760
+  _globals['_STAGESTATUS']._serialized_end=1294
+  _globals['_STAGESTATUS_DEGRADEDREASONSENTRY']._serialized_start=1240
+  _globals['_STAGESTATUS_DEGRADEDREASONSENTRY']._serialized_end=1294
+  _globals['_PATHSTATUS']._serialized_start=1296
+  _globals['_PATHSTATUS']._serialized_end=1360
+  _globals['_STAGEDETAIL']._serialized_start=1363
+  _globals['_STAGEDETAIL']._serialized_end=1636
+  _globals['_WORSTMICROSTEP']._serialized_start=1639
+  _globals['_WORSTMICROSTEP']._serialized_end=1893
+  _globals['_STAGEFIGURES']._serialized_start=1896
+  _globals['_STAGEFIGURES']._serialized_end=2152
+  _globals['_LOADSAMPLE']._serialized_start=2155
+  _globals['_LOADSAMPLE']._serialized_end=2322
+  _globals['_RANKTIMELINE']._serialized_start=2324
+  _globals['_RANKTIMELINE']._serialized_end=2396
+  _globals['_LAYERSTATUS']._serialized_start=2399
+  _globals['_LAYERSTATUS']._serialized_end=2531
+  _globals['_RANKSTATUS']._serialized_start=2533
+  _globals['_RANKSTATUS']._serialized_end=2624
+  _globals['_STATUSSERVICE']._serialized_start=2796
+  _globals['_STATUSSERVICE']._serialized_end=2893
 # @@protoc_insertion_point(module_scope)

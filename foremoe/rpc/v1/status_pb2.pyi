@@ -1,5 +1,6 @@
 from foremoe.rpc.v1 import array_pb2 as _array_pb2
 from foremoe.rpc.v1 import stage_pb2 as _stage_pb2
+from foremoe.rpc.v1 import timeline_pb2 as _timeline_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -136,18 +137,20 @@ class PathStatus(_message.Message):
     def __init__(self, path: _Optional[str] = ..., copies: _Optional[int] = ..., copied_bytes: _Optional[int] = ...) -> None: ...
 
 class StageDetail(_message.Message):
-    __slots__ = ("step", "status", "layers", "busiest_ranks", "worst_micro_step")
+    __slots__ = ("step", "status", "layers", "busiest_ranks", "worst_micro_step", "figures")
     STEP_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     BUSIEST_RANKS_FIELD_NUMBER: _ClassVar[int]
     WORST_MICRO_STEP_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     step: int
     status: StageStatus
     layers: _containers.RepeatedCompositeFieldContainer[LayerStatus]
     busiest_ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
     worst_micro_step: WorstMicroStep
-    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[StageStatus, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerStatus, _Mapping]]] = ..., busiest_ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., worst_micro_step: _Optional[_Union[WorstMicroStep, _Mapping]] = ...) -> None: ...
+    figures: StageFigures
+    def __init__(self, step: _Optional[int] = ..., status: _Optional[_Union[StageStatus, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerStatus, _Mapping]]] = ..., busiest_ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., worst_micro_step: _Optional[_Union[WorstMicroStep, _Mapping]] = ..., figures: _Optional[_Union[StageFigures, _Mapping]] = ...) -> None: ...
 
 class WorstMicroStep(_message.Message):
     __slots__ = ("micro_step", "load", "home", "replica_expert", "imbalance_before", "imbalance_after")
@@ -164,6 +167,46 @@ class WorstMicroStep(_message.Message):
     imbalance_before: _array_pb2.Array
     imbalance_after: _array_pb2.Array
     def __init__(self, micro_step: _Optional[int] = ..., load: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., home: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., replica_expert: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., imbalance_before: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., imbalance_after: _Optional[_Union[_array_pb2.Array, _Mapping]] = ...) -> None: ...
+
+class StageFigures(_message.Message):
+    __slots__ = ("imbalance", "traffic", "submitted_unix_ns", "seconds", "sample", "timelines")
+    IMBALANCE_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    SUBMITTED_UNIX_NS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    TIMELINES_FIELD_NUMBER: _ClassVar[int]
+    imbalance: _array_pb2.Array
+    traffic: _array_pb2.Array
+    submitted_unix_ns: int
+    seconds: _array_pb2.Array
+    sample: LoadSample
+    timelines: _containers.RepeatedCompositeFieldContainer[RankTimeline]
+    def __init__(self, imbalance: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., traffic: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., submitted_unix_ns: _Optional[int] = ..., seconds: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., sample: _Optional[_Union[LoadSample, _Mapping]] = ..., timelines: _Optional[_Iterable[_Union[RankTimeline, _Mapping]]] = ...) -> None: ...
+
+class LoadSample(_message.Message):
+    __slots__ = ("load", "home", "layers", "imbalance_after", "copies", "ranks_per_node")
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    IMBALANCE_AFTER_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_PER_NODE_FIELD_NUMBER: _ClassVar[int]
+    load: _array_pb2.Array
+    home: _array_pb2.Array
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    imbalance_after: float
+    copies: float
+    ranks_per_node: int
+    def __init__(self, load: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., home: _Optional[_Union[_array_pb2.Array, _Mapping]] = ..., layers: _Optional[_Iterable[int]] = ..., imbalance_after: _Optional[float] = ..., copies: _Optional[float] = ..., ranks_per_node: _Optional[int] = ...) -> None: ...
+
+class RankTimeline(_message.Message):
+    __slots__ = ("rank", "timeline")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TIMELINE_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    timeline: _timeline_pb2.Timeline
+    def __init__(self, rank: _Optional[int] = ..., timeline: _Optional[_Union[_timeline_pb2.Timeline, _Mapping]] = ...) -> None: ...
 
 class LayerStatus(_message.Message):
     __slots__ = ("layer", "imbalance_before", "imbalance_after", "imbalance_measured", "exposed_seconds")
