@@ -31,7 +31,7 @@ from foremoe.runtime.step_homes import StepHomes
 from foremoe.timeline.recorder import SpanRecorder
 from foremoe.timeline.span import SECOND, StageOfRun
 
-NICENESS = 5  # of threads that plan and count, beside the event loop's
+NICENESS = 5  # of threads that plan, beside the event loop's
 
 Histogram = NDArray[np.uint32]
 Result = TypeVar("Result")
@@ -221,9 +221,9 @@ def _give_way() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
-def started_threads(count: int, prefix: str) -> ThreadPoolExecutor:
+def _started_threads(count: int) -> ThreadPoolExecutor:
     """An executor whose threads run already: later there may be no memory for one."""
-    executor = ThreadPoolExecutor(count, thread_name_prefix=prefix, initializer=_give_way)
+    executor = ThreadPoolExecutor(count, "foremoe-planning", initializer=_give_way)
     all_started = threading.Barrier(count)
     for started in [executor.submit(all_started.wait) for _ in range(count)]:
         started.result()
@@ -246,7 +246,7 @@ class PlanningPool:
         self._policy = policy
         self._spans = spans
         self._post = post
-        self._executor = started_threads(workers, "foremoe-planning")
+        self._executor = _started_threads(workers)
 
     def start(self, job: PlanningJob, sink: PlanSink) -> None:
         """Queue a job; a worker takes it as soon as one is free."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from foremoe.errors import InvalidInputError
 from foremoe.limits import MAX_STEP, UPLOAD_MESSAGE_BYTES, check_range
-from foremoe.rpc.foresight import decode_header
+from foremoe.rpc.foresight import decode_chunk, decode_header
 from foremoe.rpc.proposal import decode_proposal_request, encode_proposal
 from foremoe.rpc.rank_plan import encode_rank_plan
 from foremoe.rpc.registration import decode_registration
@@ -24,13 +24,9 @@ from foremoe.rpc.v1.rank_pb2_grpc import RankServiceServicer
 from foremoe.rpc.v1.schedule_pb2_grpc import ScheduleServiceServicer
 from foremoe.rpc.v1.status_pb2_grpc import StatusServiceServicer
 from foremoe.runtime.coordinator import Coordinator
-from foremoe.runtime.planning import PlanningPool, started_threads
+from foremoe.runtime.planning import PlanningPool
 from foremoe.runtime.turns import Turns
 from foremoe.runtime.upload import StagedUpload
-
-# Counting the ids of a larger message takes long enough for others to notice; threads do it.
-ON_LOOP_BYTES = 64 << 10
-DECODING_THREADS = 1  # more are no faster, and make the event loop wait for the interpreter
 
 
 class Signal:
@@ -52,7 +48,6 @@ class ForesightService(ForesightServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        self._decoders = started_threads(DECODING_THREADS, "foremoe-decoding")
         self._turns = Turns()
 
     async def UploadForesight(
@@ -89,12 +84,8 @@ class ForesightService(ForesightServiceServicer):
     ) -> None:
         if _part(request) != "chunk":
             raise InvalidInputError("after the header an upload has chunks and one commit")
-        if request.ByteSize() <= ON_LOOP_BYTES:
-            decoded = upload.decode(request.chunk)
-        else:
-            loop = asyncio.get_running_loop()
-            decoded = await loop.run_in_executor(self._decoders, upload.decode, request.chunk)
-        upload.add(*decoded)
+        # Here, not in a thread: one that has to be given the interpreter costs the others more.
+        upload.add(decode_chunk(request.chunk, upload.header, f"chunk {upload.chunks}"))
         await self._turns.take()  # before the next message is copied and parsed
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from foremoe.crash_points import CrashPoint, crash_point
 from foremoe.errors import InvalidInputError
 from foremoe.limits import check_range
-from foremoe.rpc.foresight import MAX_TOKENS, SequencePiece, UploadHeader, decode_chunk
-from foremoe.rpc.v1.foresight_pb2 import ForesightChunk, ForesightCommit
+from foremoe.rpc.foresight import MAX_TOKENS, SequencePiece, UploadHeader
+from foremoe.rpc.v1.foresight_pb2 import ForesightCommit
 from foremoe.runtime.store import SEQUENCE_OVERHEAD_BYTES, SequenceForesight
 
 Reserve = Callable[[int], None]
@@ -29,19 +29,8 @@ class StagedUpload:
         self._payload_bytes = 0
         self._crc32 = 0
 
-    def decode(self, chunk: ForesightChunk) -> tuple[SequencePiece, int]:
-        """The next chunk, and the checksum with it; for ``add``. Any thread may do this.
-
-        Raises InvalidInputError as foremoe.rpc.foresight.decode_chunk.
-        """
-        piece = decode_chunk(chunk, self.header, f"chunk {self.chunks}")
-        return piece, zlib.crc32(piece.payload.data, self._crc32)
-
-    def add(self, piece: SequencePiece, crc32: int | None = None) -> None:
-        """Take a piece in; pieces of one sequence add up. Raises ExhaustedError.
-
-        crc32: the checksum with it, if that has been reckoned.
-        """
+    def add(self, piece: SequencePiece) -> None:
+        """Take a piece in; pieces of one sequence add up. Raises ExhaustedError."""
         earlier = self.sequences.get(piece.sequence_id)
         if earlier is None:
             size = self.header.histogram_bytes + SEQUENCE_OVERHEAD_BYTES
@@ -55,7 +44,7 @@ class StagedUpload:
         self.sequences[piece.sequence_id] = sequence
         self.chunks += 1
         self._payload_bytes += piece.payload.nbytes
-        self._crc32 = zlib.crc32(piece.payload.data, self._crc32) if crc32 is None else crc32
+        self._crc32 = zlib.crc32(piece.payload.data, self._crc32)
         crash_point(CrashPoint.STAGED)
 
     def verify(self, commit: ForesightCommit) -> None:

@@ -21,7 +21,7 @@ from foremoe.rpc.v1.foresight_pb2 import (
     UploadForesightRequest,
 )
 
-IDS_BYTES = 256 << 10  # of a message: other clients of the daemon wait for as long as one takes
+IDS_BYTES = 128 << 10  # of a message: other clients of the daemon wait for as long as one takes
 
 
 class UploadMessages:
