@@ -68,11 +68,11 @@ def run(options: argparse.Namespace) -> int:
             chosen["status"] = Path(folder) / f"demo{SUFFIX}"
         report = run_demo(DemoOptions(**chosen))
         if options.html is not None:
-            _write_html(options.html, report, chosen["status"])
+            write_html(options.html, report, chosen["status"])
     return 0
 
 
-def _write_html(path: Path, report: dict[str, Any], status: Path) -> None:
+def write_html(path: Path, report: dict[str, Any], status: Path) -> None:
     """What was measured, and all that the run's daemon knew of the last step."""
     from foremoe.report.daemon_chapter import daemon_chapters
     from foremoe.report.demo_chapter import demo_chapter

@@ -5,14 +5,18 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from foremoe.commands.demo import write_html
 from foremoe.demo.options import DemoOptions
 from foremoe.demo.supervisor import run_demo
 from foremoe.report.demo_chapter import demo_plans
 from foremoe.timeline.chrome_trace import read_trace
-from foremoe.timeline.span import COMPUTE, Span
-from foremoe.vocabulary import DegradedReason
+from foremoe.timeline.span import COMPUTE, Span, StageOfRun
+from foremoe.vocabulary import DegradedReason, Stage
+from tests.report.pages import Page
+from tests.report.told import FIGURES
 
 SMALL: dict[str, Any] = {
     "dtype": "float64",
@@ -30,9 +34,10 @@ SMALL: dict[str, Any] = {
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("demo")
     path, timeline = folder / "report.json", folder / "timeline.json"
-    run_demo(DemoOptions(**SMALL, json=path, timeline=timeline))
+    status = folder / "demo.status"
+    run_demo(DemoOptions(**SMALL, json=path, timeline=timeline, status=status))
     report: dict[str, Any] = json.loads(path.read_text())
-    return {**report, "timeline": timeline}
+    return {**report, "timeline": timeline, "status": status}
 
 
 def test_each_step_is_balanced_and_gives_the_same_numbers(undisturbed: dict[str, Any]) -> None:
@@ -53,6 +58,34 @@ def test_the_reports_plans_are_those_of_the_daemon(undisturbed: dict[str, Any]) 
     measured = undisturbed["steps"][-1]["stages"]["update"]
     assert run.before().mean() == pytest.approx(measured["imbalance_before"], rel=1e-12)
     assert run.after().mean() == pytest.approx(measured["imbalance_after"], rel=1e-12)
+
+
+def test_the_page_shows_all_of_the_last_step(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    write_html(tmp_path / "demo.html", undisturbed, undisturbed["status"])
+    page = Page(tmp_path / "demo.html")
+    of_daemon = [f"{figure}-{stage}" for stage in Stage for figure in FIGURES]
+    measured = ["demo-imbalance", "demo-seconds", "demo-bytes"]
+    assert page.sections() == [*measured, *of_daemon, "planning"]
+    assert page.missing() == []
+    assert (tmp_path / "demo.html").stat().st_size < 2_000_000
+    load = np.array(undisturbed["update_load"])
+    traffic = np.array(page.numbers("traffic-update"))[:, 1:]
+    assert traffic.sum() == 2 * load.sum()
+    np.testing.assert_array_equal(traffic[:, :2].sum(axis=1), load.sum(axis=(0, 1, 3)))
+    for stage, figures in undisturbed["stages"].items():
+        spans = last_step(undisturbed["timeline"], stage)
+        busy = {row[0]: float(row[2]) for row in page.table(f"timeline-{stage}")}
+        for track in ("compute", "exposed"):
+            recorded = sum(s.end_ns - s.start_ns for s in spans if s.track == track) / 1e6
+            assert busy[track] == pytest.approx(recorded, rel=0.01, abs=0.1), (stage, track)
+        assert len(page.numbers(f"planning-{stage}")) == figures["micro_steps"]
+
+
+def last_step(timeline: Path, stage: str) -> list[Span]:
+    """What all processes recorded of the last step's balanced stage."""
+    trace = read_trace(timeline, json.loads(timeline.read_text()))
+    of = StageOfRun("demo", SMALL["steps"] - 1, stage)
+    return [span for spans in trace.processes.values() for span in spans if span.of == of]
 
 
 def test_the_timeline_tells_what_the_report_tells(undisturbed: dict[str, Any]) -> None:

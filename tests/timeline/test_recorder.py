@@ -111,3 +111,35 @@ def test_a_folder_that_cannot_be_written_costs_a_warning(
     (tmp_path / "file").write_text("")
     recorded(tmp_path / "file" / "rank.json").save()
     assert "no timeline of rank 1" in caplog.text
+
+
+def test_of_each_stage_the_first_whole_micro_steps_are_sampled() -> None:
+    spans = SpanRecorder(ep_group="ep0", sampled=8)
+
+    def run(step: int, balanced: bool, index: int) -> None:
+        with spans.micro_step(step, "update", balanced, index), spans.during(FORWARD):
+            spans.add("host", "expert 1", time.monotonic_ns() - 1000)
+
+    for index in range(5):
+        run(3, True, index)
+    assert not spans.on  # once there is no room for more
+    sample = spans.take_sample(3, "update")
+    assert len(sample) < 8
+    for index in range(1 + max(span.micro_step for span in sample)):
+        whole = [span.track for span in sample if span.micro_step == index]
+        assert {"host", "compute"} <= set(whole)
+        assert whole[-1] == "other"
+    assert not spans.spans  # those are for the file
+    run(4, False, 0)
+    assert spans.take_sample(4, "update") == []
+    run(5, True, 0)  # a stage that broke off
+    run(6, True, 0)
+    assert {span.of for span in spans.take_sample(6, "update")} == {StageOfRun("ep0", 6, "update")}
+
+
+def test_a_micro_step_that_is_too_long_alone_is_cut() -> None:
+    spans = SpanRecorder(sampled=3)
+    with spans.micro_step(0, "update", True, 0):
+        for _ in range(9):
+            spans.add("host", "expert 1", time.monotonic_ns())
+    assert len(spans.take_sample(0, "update")) == 3
