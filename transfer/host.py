@@ -4,7 +4,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from foremoe.errors import ForemoeError, TransferError
 from foremoe.transfer.content import Content
@@ -30,7 +31,7 @@ class _Reading:
     copy: Copy
     generation: int
     give_up_at: float
-    slab: Tensor | None = None
+    slab: NDArray[np.uint8] | None = None
     done: int = 0
     seconds: float = 0.0
     since: float = 0.0
@@ -99,14 +100,14 @@ class SharedMemoryTransport(HostTransport):
     def _read_chunk(self, reading: _Reading) -> None:
         copy, first = reading.copy, reading.done
         if reading.slab is None:
-            reading.slab = self._pool.begin_fill(copy.slot, wait_seconds=0.0)
+            reading.slab = self._pool.begin_fill(copy.slot, wait_seconds=0.0).numpy()
         began = time.monotonic()
         if reading is not self._last:
             self._last, reading.since = reading, began
         part = reading.slab[first : first + self._chunk_bytes]
         self._cache.read(copy.layer, copy.expert, reading.generation, part, first)
         reading.seconds += time.monotonic() - began
-        reading.done += part.numel()
+        reading.done += part.size
 
     def _end(self, reading: _Reading) -> None:
         copy, nbytes = reading.copy, self._cache.layout.payload_bytes

@@ -23,7 +23,7 @@ from foremoe.transfer.transport import HostTransport, Probed, ProbeSite
 from foremoe.transfer.trial import try_peer
 from foremoe.transfer.worker import Worker
 
-ROUNDS_IN_FLIGHT = 2  # one moves its bytes while the next one shakes hands
+ROUNDS_IN_FLIGHT = 8  # the next ones shake hands while one moves its bytes
 
 
 class GlooPeerTransport(PeerTransport, Probed):

@@ -161,11 +161,18 @@ def _die(rank: int, directory: Path) -> str:
             toy.collect_gradients()
     toy.acquire_checked(3, wanted)
     toy.acquire_checked(5, wanted)
+    store = dist.distributed_c10d._get_default_store()
+    if rank == 0:
+        assert toy.engine.peer_path_lost
+        store.set("rank 0 noticed", "")
+    store.wait(["rank 0 noticed"], timedelta(seconds=30))
+    toy.promise(LAYERS[2], wanted)
+    toy.acquire_checked(LAYERS[2], wanted)
     assert toy.engine.peer_path_lost
     assert time.monotonic() - started < SOON, "a dead rank must be noticed without a deadline"
-    store = dist.distributed_c10d._get_default_store()
-    store.set(f"rank {rank} noticed", "")
-    store.wait(["rank 0 noticed", "rank 1 noticed"], timedelta(seconds=30))
+    store.set(f"rank {rank} done", "")
+    store.wait(["rank 0 done", "rank 1 done"], timedelta(seconds=30))
+    toy.engine.release(LAYERS[2])
     toy.engine.release(3)
     toy.engine.release(5)
     toy.close()

@@ -3,11 +3,13 @@ import resource
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -39,7 +41,7 @@ def _attach(cache: HostExpertCache) -> HostExpertCache:
 
 def _assert_reads(cache: HostExpertCache, layer: int, expert: int, generation: int) -> None:
     out = aligned_buffer(SLAB.nbytes)
-    cache.read(layer, expert, generation, out)
+    cache.read(layer, expert, generation, out.numpy())
     truth = true_weights(generation, layer, expert, SLAB)
     for name, view in SLAB.views(out).items():
         assert torch.equal(view, truth[name])
@@ -63,27 +65,27 @@ def test_what_one_writes_the_other_reads_even_after_the_name_is_gone(
 def test_another_generation_is_refused(cache: HostExpertCache) -> None:
     out = aligned_buffer(SLAB.nbytes)
     with pytest.raises(StaleGenerationError, match=r"layer 5 expert 2 holds generation 0"):
-        cache.read(5, 2, 1, out)
+        cache.read(5, 2, 1, out.numpy())
     cache.write(5, 2, true_weights(1, 5, 2, SLAB), 1)
     _assert_reads(cache, 5, 2, 1)
     for wrong in (0, 2):
         with pytest.raises(StaleGenerationError, match="holds generation 1"):
-            cache.read(5, 2, wrong, out)
+            cache.read(5, 2, wrong, out.numpy())
 
 
-class _Intruder(torch.Tensor):
-    """A read target whose ``copy_`` lets the writer in first, as an unlucky reader would."""
+class _Intruder(np.ndarray):
+    """A read target that lets the writer in before it is copied to, as an unlucky reader would."""
 
-    write = staticmethod(lambda: None)
+    write: Callable[[], None]
 
-    def copy_(self, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    def __array_function__(self, *call: Any) -> Any:
         self.write()
-        return super().copy_(source, non_blocking)
+        return super().__array_function__(*call)
 
 
 def test_a_write_during_the_read_is_noticed(cache: HostExpertCache) -> None:
     cache.write(3, 0, true_weights(1, 3, 0, SLAB), 1)
-    out = aligned_buffer(SLAB.nbytes).as_subclass(_Intruder)
+    out = np.empty(SLAB.nbytes, np.uint8).view(_Intruder)
     out.write = lambda: cache.write(3, 0, true_weights(2, 3, 0, SLAB), 2)
     with pytest.raises(StaleGenerationError, match="holds generation 2"):
         cache.read(3, 0, 1, out)
@@ -93,7 +95,7 @@ def test_a_half_written_expert_is_refused(
     cache: HostExpertCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_meanwhile(*_: object) -> None:
-        cache.read(3, 0, 2, aligned_buffer(SLAB.nbytes))
+        cache.read(3, 0, 2, np.empty(SLAB.nbytes, np.uint8))
 
     monkeypatch.setattr(SlabLayout, "pack", read_meanwhile)
     with pytest.raises(StaleGenerationError, match="is being written"):
@@ -104,12 +106,12 @@ def test_after_homes_moved_an_entry_of_another_expert_is_refused(cache: HostExpe
     cache.write(3, 0, true_weights(1, 3, 0, SLAB), 1)
     cache.serve([[7, 6, 5, 4, 3, 2, 1, 0]] * len(LAYERS))
     with pytest.raises(StaleGenerationError, match=r"expert 7 holds generation 1 \(expert 0\)"):
-        cache.read(3, 7, 1, aligned_buffer(SLAB.nbytes))
+        cache.read(3, 7, 1, np.empty(SLAB.nbytes, np.uint8))
     with pytest.raises(InvalidInputError, match="was made for 8"):
         cache.serve([range(9)] * len(LAYERS))
     cache.serve([[7]] * len(LAYERS))
     with pytest.raises(InvalidInputError, match="layer 3 expert 0 is not on this node"):
-        cache.read(3, 0, 1, aligned_buffer(SLAB.nbytes))
+        cache.read(3, 0, 1, np.empty(SLAB.nbytes, np.uint8))
 
 
 def test_files_of_other_programs_versions_and_sizes_are_refused(

@@ -29,7 +29,6 @@ know, so all ranks drop the same.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foremoe.planner.problem import Topology
 from foremoe.transfer.copies import Copy, Fill, Path
@@ -38,7 +37,7 @@ from foremoe.transfer.schedule.links import Link, Links
 from foremoe.transfer.schedule.overtaking import place_overtaking, post
 from foremoe.transfer.schedule.place import DROPPED, Placed
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
-from foremoe.transfer.schedule.window import make_window, place_late
+from foremoe.transfer.schedule.window import make_windows, place_late
 
 
 def schedule_micro_step(
@@ -52,16 +51,15 @@ def schedule_micro_step(
     Raises InvalidInputError when a copy has no link at all.
     """
     calendar = Calendar.empty(links) if calendar is None else calendar.copy()
-    windows = [make_window(layer, calendar) for layer in layers]
+    windows = make_windows(layers, calendar)
     urgency = sorted((w.deadline_ns, w.ready_ns, index) for index, w in enumerate(windows))
     placed = {index: place_overtaking(windows[index], calendar) for _, _, index in urgency}
     late = [(each.latest_ns, each.ready_ns, index) for index, each in enumerate(layers)]
     for latest_ns, _, index in sorted(late):
         if latest_ns > windows[index].deadline_ns:
             place_late(windows[index], latest_ns, placed[index], calendar)
-    for index, window in enumerate(windows):
-        post(window, placed[index], calendar)
-    return _timetable(layers, [placed[index] for index in range(len(layers))], calendar)
+    by_layer = [placed[index] for index in range(len(layers))]
+    return _timetable(layers, by_layer, calendar)
 
 
 def warm_up() -> None:
@@ -72,19 +70,27 @@ def warm_up() -> None:
 
 
 def _timetable(
-    layers: Sequence[LayerCopies], placed: Sequence[Placed], calendar: Calendar
+    layers: Sequence[LayerCopies], by_layer: Sequence[Placed], calendar: Calendar
 ) -> Timetable:
     fills = [(layer, fill) for layer in layers for fill in layer.fills]
-    link = _joined([each.link for each in placed])
-    sender = _joined([each.sender for each in placed])
-    ticks = _joined([each.columns.ravel() for each in placed]).reshape(-1, calendar.links.chunks)
-    ticks += calendar.base[link][:, None]
+    none = Placed(
+        np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, calendar.links.chunks), np.int64)
+    )
+    placed = Placed(*map(np.concatenate, zip(none, *by_layer, strict=True)))
+    link = placed.link
+    post(
+        np.array([fill.rank for _, fill in fills], np.int64),
+        np.array([layer.deadline_ns for layer, _ in fills], np.int64),
+        placed,
+        calendar,
+    )
+    ticks = placed.columns + calendar.base[link][:, None]
     start_ns = ticks[:, 0] * calendar.tick_ns[link]
     order = np.lexsort((link, start_ns))
     order = order[link[order] != DROPPED]
     copies = []
     for index, by, source in zip(
-        order.tolist(), link[order].tolist(), sender[order].tolist(), strict=True
+        order.tolist(), link[order].tolist(), placed.sender[order].tolist(), strict=True
     ):
         layer, fill = fills[index]
         path = Path.HOST if by == Link.HOST else Path.PEER
@@ -94,7 +100,3 @@ def _timetable(
     lost = [fills[index] for index in np.flatnonzero(link == DROPPED).tolist()]
     dropped = tuple((layer.layer, fill) for layer, fill in lost)
     return Timetable(tuple(copies), link[order], ticks[order], dropped, calendar)
-
-
-def _joined(arrays: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(0, np.int64), *arrays])

@@ -33,14 +33,18 @@ def place_overtaking(window: Window, calendar: Calendar) -> Placed:
     return place_window(window, calendar)
 
 
-def post(window: Window, placed: Placed, calendar: Calendar) -> None:
-    """Remember the copies that take the host link, if later ones may put them off."""
+def post(
+    destination: NDArray[np.int64], due_ns: NDArray[np.int64], placed: Placed, calendar: Calendar
+) -> None:
+    """Remember the copies that take the host link, if later ones may put them off.
+
+    destination, due_ns: ``[n]``, as ``placed``.
+    """
     if not calendar.links.overtake:
         return
     by_host = placed.link == HOST
     ticks = placed.columns[by_host] + calendar.base[Link.HOST]
-    due_ns = np.full(len(ticks), window.deadline_ns)
-    added = HostCopies(window.asked.destination[by_host], due_ns, ticks)
+    added = HostCopies(destination[by_host], due_ns[by_host], ticks)
     both = zip(calendar.posted, added, strict=True)
     calendar.posted = HostCopies(*(np.concatenate(columns) for columns in both))
 

@@ -84,12 +84,26 @@ def place(
 
 
 @kernel
-def mark_all(
-    destination: NDArray[np.int64], placed: Placed, busy: NDArray[np.uint8], mark: int
-) -> None:
-    """Set all placed columns to ``mark``: 0 takes the copies back, 1 places them again."""
+def mark_all(destination: NDArray[np.int64], placed: Placed, busy: NDArray[np.uint8]) -> None:
+    """Take the columns of all placed copies again."""
     for i in range(destination.size):
-        _mark(i, destination[i], placed, busy, mark)
+        _mark(i, destination[i], placed, busy, 1)
+
+
+@kernel
+def take_back(
+    destination: NDArray[np.int64], value: NDArray[np.int64], board: Board, placed: Placed
+) -> tuple[int, int, int]:
+    """Free their columns; returns the value dropped, the copies dropped, and when the rest ends."""
+    worth, copies, end_ns = 0, 0, 0
+    for i in range(destination.size):
+        _mark(i, destination[i], placed, board.busy, 0)
+        if placed.link[i] == DROPPED:
+            worth += value[i]
+            copies += 1
+        else:
+            end_ns = max(end_ns, _end_ns(placed.columns[i, -1], placed.link[i], board))
+    return worth, copies, end_ns
 
 
 @part

@@ -1,5 +1,6 @@
 """One layer's copies on what more urgent layers left free of the links: the best of a few ways."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from foremoe.transfer.schedule.place import (
     Placed,
     mark_all,
     place,
+    take_back,
 )
 from foremoe.transfer.schedule.rounds import colours
 from foremoe.transfer.schedule.share import share
@@ -34,13 +36,14 @@ class Window:
     deadline_ns: int
 
 
-def make_window(layer: LayerCopies, calendar: Calendar) -> Window:
+def make_windows(layers: Sequence[LayerCopies], calendar: Calendar) -> list[Window]:
     """Raises InvalidInputError when a copy has no link at all."""
     ranks, per_node = calendar.links.topology.ranks, calendar.links.topology.ranks_per_node
-    expert = np.array([fill.expert for fill in layer.fills], np.int64)
-    destination = np.array([fill.rank for fill in layer.fills], np.int64)
-    source = layer.home[expert].astype(np.int64)
-    value = np.array(layer.value or [1] * expert.size, np.int64)
+    fills = [(row, fill) for row, layer in enumerate(layers) for fill in layer.fills]
+    expert = np.array([fill.expert for _, fill in fills], np.int64)
+    destination = np.array([fill.rank for _, fill in fills], np.int64)
+    source = np.array([layers[row].home[fill.expert] for row, fill in fills], np.int64)
+    value = [each for layer in layers for each in layer.value or [1] * len(layer.fills)]
     across = source // per_node != destination // per_node
     direct = np.where(across, np.int64(Link.NETWORK), np.int64(Link.PEER))
     exists = calendar.tick_ns > 0
@@ -52,8 +55,13 @@ def make_window(layer: LayerCopies, calendar: Calendar) -> Window:
             "serves one node only and there is no peer group"
         )
     way_out, way_in = (2 * direct - 1) * ranks + source, 2 * direct * ranks + destination
-    asked = Asked(source, destination, expert, direct, way_out, way_in)
-    return Window(asked, value, layer.ready_ns, layer.deadline_ns)
+    columns = source, destination, expert, direct, way_out, way_in
+    windows, first, values = [], 0, np.array(value, np.int64)
+    for layer in layers:
+        its = slice(first, first := first + len(layer.fills))
+        asked = Asked(*(column[its] for column in columns))
+        windows.append(Window(asked, values[its], layer.ready_ns, layer.deadline_ns))
+    return windows
 
 
 def place_window(window: Window, calendar: Calendar) -> Placed:
@@ -70,7 +78,7 @@ def place_window(window: Window, calendar: Calendar) -> Placed:
         useful = best[0][1] or (relay and window.deadline_ns == NEVER)
         if useful and relay <= calendar.links.relay:
             best = min(best, attempts.first_fit(order, relay), key=_badness)
-    mark_all(window.asked.destination, best[1], calendar.busy, 1)
+    mark_all(window.asked.destination, best[1], calendar.busy)
     return best[1]
 
 
@@ -133,12 +141,7 @@ class _Attempts:
         columns = np.zeros((order.size, calendar.links.chunks), np.int64)
         placed = Placed(np.empty_like(order), np.empty_like(order), columns)
         while not place(order, settled, relay, window.asked, self._board, placed):
-            mark_all(window.asked.destination, placed, calendar.busy, 0)
+            take_back(window.asked.destination, window.value, self._board, placed)
             calendar.lengthen()
             self._board = self._board._replace(busy=calendar.busy)
-        mark_all(window.asked.destination, placed, calendar.busy, 0)
-        lost = placed.link == DROPPED
-        ticks = self._board.base[placed.link] + columns[:, -1] + 1
-        ends = ticks[~lost] * self._board.tick_ns[placed.link[~lost]]
-        value = int(window.value[lost].sum())
-        return (value, int(np.count_nonzero(lost)), int(ends.max(initial=0))), placed
+        return take_back(window.asked.destination, window.value, self._board, placed), placed
