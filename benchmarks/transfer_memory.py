@@ -28,7 +28,7 @@ RANKS, LAYERS, EXPERTS, SPARE_SLOTS = 2, 4, 8, 2
 LAYOUT = SlabLayout.from_shapes({"up": (64, 256), "down": (256, 64)}, torch.bfloat16)
 HOME = contiguous_homes(LAYERS, EXPERTS, RANKS)
 SLOT_BYTES = LAYERS * SPARE_SLOTS * slot_bytes(LAYOUT, training=True)
-WARM_UP = 100
+WARM_UP = 600  # micro-steps, by when the caches of NumPy and of the allocator are full
 
 _context = multiprocessing.get_context("spawn")
 
