@@ -6,11 +6,10 @@ from numpy.typing import NDArray
 from foremoe.planner.imbalance import imbalance
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.status import PathStatus, RankStatus
-from foremoe.rpc.timeline import MAX_SPANS, Timeline
+from foremoe.rpc.timeline import MAX_SPANS, TIMELINE_RANKS, Timeline
 from foremoe.vocabulary import DegradedReason
 
 BUSIEST_RANKS = 8
-TIMELINE_RANKS = 8  # whose timelines are kept, from rank 0 on
 LARGEST = 2**64 - 1  # that a status can say
 _REASONS = tuple(DegradedReason)
 

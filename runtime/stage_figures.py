@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from foremoe.planner.figures import copied
 from foremoe.planner.plan import Plan
-from foremoe.planner.traffic import home_traffic, plan_traffic
+from foremoe.planner.traffic import stage_traffic
 from foremoe.rpc.registration import RankRegistration
 from foremoe.rpc.stage_figures import COLUMNS, LoadSample, StageFigures, band_of
 
@@ -40,13 +40,9 @@ def stage_figures(
     before, after: imbalance ``[M, L]``.
     """
     ranks, seconds = group.ranks, planning[:MICRO_STEPS]
-    traffic = np.zeros((2, ranks, ranks), np.int64)
-    if told := ranks <= TRAFFIC_RANKS:
-        for plan in plans:
-            traffic += home_traffic(plan.load, plan.home), plan_traffic(plan)
     return StageFigures(
         np.concatenate([band_of(before[:MICRO_STEPS]), band_of(after[:MICRO_STEPS])], axis=1),
-        traffic if told else None,
+        stage_traffic(plans) if ranks <= TRAFFIC_RANKS else None,
         submitted_unix_ns,
         np.column_stack([seconds, np.full(len(seconds), np.nan)]),
         _sample(group, plans, after),

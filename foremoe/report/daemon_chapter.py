@@ -43,7 +43,7 @@ def _chapter(
 ) -> Chapter:
     charts, missing = list[Chart](), list[str]()
     for detail in group.latest:
-        more, lines = stage_charts(detail, group.spare_slots)
+        more, lines = stage_charts(detail, group)
         charts += [*_stage(detail), *more]
         missing += lines
     if timed := [(step, stage) for step, stage in stages if stage.reported and stage.seconds > 0]:

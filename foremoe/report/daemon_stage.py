@@ -9,21 +9,22 @@ from foremoe.report.frontier import CURVES, Point, frontier_chart
 from foremoe.report.imbalance_chart import bands_chart
 from foremoe.report.planning_chart import planning_chart
 from foremoe.report.timeline_chapter import stage_timeline
-from foremoe.report.timeline_chart import PLANNING
+from foremoe.report.timeline_chart import PLANNING, is_compute
 from foremoe.report.traffic import traffic_chart
 from foremoe.rpc.stage_figures import StageFigures
-from foremoe.rpc.status import StageDetail
+from foremoe.rpc.status import EpGroupStatus, StageDetail
 from foremoe.timeline.span import NO_LAYER, SECOND, Span
 
 
-def stage_charts(detail: StageDetail, spare_slots: int) -> tuple[list[Chart], list[str]]:
+def stage_charts(detail: StageDetail, group: EpGroupStatus) -> tuple[list[Chart], list[str]]:
     """Of the last stage of its kind: charts, and what is missing."""
     figures, name = detail.figures, f"{detail.status.stage} of step {detail.step}"
     if figures is None:
         why = "is not planned" if not detail.status.planned else "the daemon keeps no figures of it"
         return [], [f"micro-steps, traffic and timeline of the {name}: {why}"]
-    charts, missing = _planned(detail, figures, spare_slots, name)
-    for more, lines in (_deadlines(detail, figures, name), _timeline(detail, figures, name)):
+    charts, missing = _planned(detail, figures, group.spare_slots, name)
+    timeline = _timeline(detail, figures, group.ranks, name)
+    for more, lines in (_deadlines(detail, figures, name), timeline):
         charts += more
         missing += lines
     return charts, missing
@@ -83,16 +84,18 @@ def _deadlines(
 
 
 def _timeline(
-    detail: StageDetail, figures: StageFigures, name: str
+    detail: StageDetail, figures: StageFigures, ranks: int, name: str
 ) -> tuple[list[Chart], list[str]]:
     ran = [span for rank, told in figures.timelines.items() for span in told.spans(rank)]
-    if not ran:
+    if not any(map(is_compute, ran)):
         return [], [f"timeline of the {name}: no rank has reported what ran when"]
     end = max(span.end_ns for span in ran)
     spans = [*ran, *(span for span in _planning(figures) if span.start_ns < end)]
     count, micro_steps = 1 + max(span.micro_step for span in ran), detail.status.micro_steps
     part = "the whole stage" if count == micro_steps else f"first {count} of {micro_steps}"
     chart, missing = stage_timeline(detail.status.stage, spans, name, part), list[str]()
+    if ranks > len(figures.timelines):
+        missing.append(f"timelines of {ranks - len(figures.timelines)} more ranks in the {name}")
     if count < micro_steps:
         missing.append(
             f"timeline of the last {micro_steps - count} micro-steps of the {name}: ranks report "

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from foremoe.planner.homes import contiguous_homes
 from foremoe.planner.imbalance import imbalance
-from foremoe.planner.traffic import home_traffic, plan_traffic
+from foremoe.planner.traffic import stage_traffic
 from foremoe.report.chart import Chart, Numbers, new_drawing
 from foremoe.report.plans_run import PlansRun
 from foremoe.report.style import ACCENT, HEAT, INK, MUTED, ON_HEAT, bare
@@ -18,11 +18,8 @@ MAX_LABELS = 16
 def traffic(run: PlansRun) -> Chart:
     """Without replicas, all experts are at contiguous homes."""
     _, layers, ranks, experts = run.shape
-    contiguous = contiguous_homes(layers, experts, ranks)
-    total = np.zeros((2, ranks, ranks), np.int64)
-    for plan in run.plans:
-        total += home_traffic(plan.load, contiguous), plan_traffic(plan)
-    return traffic_chart(total[0], total[1], "traffic")
+    before, after = stage_traffic(run.plans, contiguous_homes(layers, experts, ranks))
+    return traffic_chart(before, after, "traffic")
 
 
 def traffic_chart(

@@ -14,6 +14,7 @@ from foremoe.rpc.v1 import timeline_pb2
 from foremoe.timeline.span import Span
 
 MAX_SPANS = 1024  # of a rank in a stage
+TIMELINE_RANKS = 8  # that a daemon keeps, from rank 0 on
 _MICROSECOND = 1000  # nanoseconds
 # By their numbers in timeline.proto: track, and name where it matters.
 STREAMS = {

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from foremoe.client.rank import RankClient, RankRegistration
 from foremoe.errors import ConflictError, ExhaustedError, InvalidInputError, UnavailableError
 from foremoe.planner.problem import Topology
-from foremoe.rpc.timeline import MAX_SPANS
+from foremoe.rpc.timeline import MAX_SPANS, TIMELINE_RANKS
 from foremoe.timeline.recorder import CAPACITY, SpanRecorder
 from foremoe.training.expert_state import check_optimizers
 from foremoe.training.home_experts import HomeExperts
@@ -226,8 +226,9 @@ def _nccl_like(group: dist.ProcessGroup) -> dist.ProcessGroup | None:
 
 
 def _recorder(layout: GroupLayout, options: AttachOptions) -> SpanRecorder:
-    """Of all, if it is asked for; and for a daemon of what its report can show."""
-    sampled = 0 if options.address is None else MAX_SPANS
+    """Of all, if it is asked for; and for a daemon of what its report shows."""
+    told = options.address is not None and layout.rank < TIMELINE_RANKS
+    sampled = MAX_SPANS if told else 0
     if options.timeline is None:
         return SpanRecorder(ep_group=options.ep_group, sampled=sampled)
     named = re.sub(r"[^\w.-]", "_", options.ep_group)

@@ -15,7 +15,7 @@ from foremoe.rpc.registration import encode_registration
 from foremoe.rpc.report import encode_report
 from foremoe.rpc.schedule import encode_micro_steps
 from foremoe.rpc.status import RuntimeStatus, StepState
-from foremoe.rpc.v1 import rank_pb2, schedule_pb2, stage_pb2
+from foremoe.rpc.v1 import rank_pb2, schedule_pb2, stage_pb2, timeline_pb2
 from foremoe.rpc.v1.foresight_pb2 import ForesightChunk, UploadForesightRequest
 from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 from foremoe.rpc.v1.rank_pb2_grpc import RankServiceStub
@@ -104,6 +104,12 @@ def report(micro_step: int = 0, layers: int = 2, seconds: float = 0.0, **fields:
     one = MicroStepReport(micro_step, "", np.zeros(layers, np.int64), np.full(layers, seconds))
     request = rank_pb2.ReportStageRequest(**values, micro_steps=[encode_report(one)])
     return lambda channel: RankServiceStub(channel).ReportStage(request, timeout=10)
+
+
+def ran(rows: Any, began_unix_ns: int = 0) -> Call:
+    """A report with the spans of a timeline."""
+    spans = encode_array(np.array(rows, np.int32))
+    return report(timeline=timeline_pb2.Timeline(began_unix_ns=began_unix_ns, spans=spans))
 
 
 def stream(ep_group: str, rank: int) -> Call:
@@ -282,6 +288,11 @@ REFUSALS: dict[str, tuple[Call, grpc.StatusCode, str]] = {
     "report before the schedule": (report(stage=2), NOT_READY, "has no schedule"),
     "report of no micro-step": (report(micro_step=1), INVALID, "micro_steps[0].micro_step"),
     "report of other layers": (report(layers=3), INVALID, "micro_steps[0].computed_tokens"),
+    "report of spans of no micro-step": (ran([[4, 1, 0, 0, 9]]), INVALID, "timeline.spans"),
+    "report of too many spans": (ran([[4, 0, 0, 0, 9]] * 1025), INVALID, "at most 1024, got 1025"),
+    "report of a span that ends first": (ran([[4, 0, 0, 9, -1]]), INVALID, "is below 0"),
+    "report of spans of another shape": (ran([[4, 0, 0, 0]]), INVALID, "shape [any, 5]"),
+    "report from the far future": (ran([[4, 0, 0, 0, 9]], 2**63), INVALID, "began_unix_ns"),
     "report without a number": (report(seconds=float("nan")), INVALID, "exposed_seconds"),
 }
 

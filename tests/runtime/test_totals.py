@@ -7,11 +7,18 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from foremoe.rpc.report import MicroStepReport
 from foremoe.rpc.schedule import MicroStepSchedule
+from foremoe.rpc.stage_figures import COLUMNS, StageFigures
 from foremoe.rpc.status import RuntimeStatus
 from foremoe.runtime.groups import EpGroup
 from foremoe.runtime.metrics import DETAIL_SERIES, AllTotals, RuntimeCollector, Snapshot
 from foremoe.runtime.stage import PlanningSummary, StageRecord
-from foremoe.runtime.totals import KEEP_SECONDS, PLANNING_BUCKETS, PlanningTimes, Totals
+from foremoe.runtime.totals import (
+    FIGURES_BYTES,
+    KEEP_SECONDS,
+    PLANNING_BUCKETS,
+    PlanningTimes,
+    Totals,
+)
 from foremoe.vocabulary import Stage
 from tests.runtime.steps import GROUP
 
@@ -86,6 +93,30 @@ def series_with_details(totals: Totals, groups: int, layers: int) -> list[str]:
     for index in range(groups):
         note(totals, record(f"g{index}", layers))
     return [line for line in series(totals.alive(())) if "layer=" in line or "rank=" in line]
+
+
+def test_the_oldest_groups_figures_make_room() -> None:
+    totals = Totals()
+    figures = StageFigures(
+        np.zeros((1, COLUMNS)),
+        np.zeros((2, 1024, 1024), np.int64),  # 16 MiB
+        0,
+        np.zeros((1, 3)),
+        None,
+    )
+    for name in ("a", "b", "a", "c", "d", "e"):
+        made = record(name)
+        assert made.summary is not None
+        made.summary = replace(made.summary, figures=figures)
+        note(totals, made)
+        kept = {
+            group
+            for (group, _), one in totals.alive(()).items()
+            if one.latest is not None and one.latest.figures is not None
+        }
+        assert len(kept) * figures.nbytes <= FIGURES_BYTES
+    assert kept == {"c", "d", "e"}
+    assert totals.alive(())["a", Stage.UPDATE].reported is not None
 
 
 def test_planning_times_fall_into_their_buckets() -> None:
