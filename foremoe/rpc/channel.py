@@ -8,6 +8,7 @@ import grpc.aio
 from foremoe.errors import InvalidInputError
 from foremoe.rpc.address import Address, UnixAddress
 from foremoe.rpc.credentials import Credentials
+from foremoe.rpc.own_socket import TokenForOwnSocket, check_own
 from foremoe.rpc.protocol import user_agent
 
 # Own subchannels and the shortest backoff gRPC allows: a restarted daemon is found again soon. A
@@ -38,7 +39,7 @@ def open_channel(address: Address, credentials: Credentials | None = None) -> gr
     """A lazy channel; open it only after the last fork, gRPC threads do not survive one.
 
     credentials: None takes those that the environment names. Raises InvalidInputError when their
-    files cannot be used, or the address is too open for them.
+    files cannot be used, the address is too open for them, or the socket is another user's.
     """
     options = _options(address)
     shown = _channel_credentials(address, credentials)
@@ -80,15 +81,18 @@ def _channel_credentials(
     credentials = Credentials.from_environment() if given is None else given
     token = credentials.read_token()
     if isinstance(address, UnixAddress):
+        check_own(address.path, shows_token=token is not None)
         if token is None:
             return None
-        channel = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
-    else:
-        pem = credentials.read_tls()
-        if pem is None:
-            _check_clear_text(address.is_loopback, address.target, token is not None)
-            return None
-        channel = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
+        return grpc.composite_channel_credentials(
+            grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
+            grpc.metadata_call_credentials(TokenForOwnSocket(address.path, token)),
+        )
+    pem = credentials.read_tls()
+    if pem is None:
+        _check_clear_text(address.is_loopback, address.target, token is not None)
+        return None
+    channel = grpc.ssl_channel_credentials(pem.ca, pem.key, pem.cert)
     if token is None:
         return channel
     return grpc.composite_channel_credentials(channel, grpc.access_token_call_credentials(token))
