@@ -1,9 +1,10 @@
 #!/bin/sh
-# Check what is installed in .venv, with tools that are pinned by hash themselves.
+# Check what is installed in .venv and how it is deployed; the tools are pinned by hash themselves.
 #
 #   scripts/audit.sh licences          fails on a licence that is not permissive
 #   scripts/audit.sh vulnerabilities   asks PyPI's advisories; needs the network
 #   scripts/audit.sh sbom FILE         CycloneDX JSON of .venv
+#   scripts/audit.sh deployments       Dockerfile, manifest, scripts and workflows; no network
 #   scripts/audit.sh tools             only installs the tools, in .venv/audit
 set -eu
 cd "$(dirname "$0")/.."
@@ -44,8 +45,17 @@ sbom)
     $tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-format JSON \
         --output-reproducible --output-file "${2:?name the file to write}" .venv/bin/python
     ;;
+deployments)
+    install_tools
+    $tools/bin/hadolint deploy/Dockerfile
+    for release in 1.29 1.37; do # sidecars came with the first
+        $tools/bin/kubernetes-validate --strict --quiet -k $release deploy/kubernetes/job.yaml
+    done
+    $tools/bin/shellcheck deploy/*.sh deploy/slurm/train.sbatch scripts/*.sh .ci/run
+    $tools/bin/zizmor --offline --quiet .github/workflows
+    ;;
 *)
-    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac
