@@ -4,7 +4,7 @@ R3 replays what the rollout chose; R2 records in one training pass and replays i
 selection is replayed, the scores stay the live router's, so its gradient is kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foremoe.errors import InvalidInputError
 from foremoe.routing.mismatch import RoutingMismatch
+from foremoe.routing.placement import SequenceRows
 
 Scores = Callable[[Tensor], Tensor]
 
@@ -45,6 +46,7 @@ class RoutingReplay:
         self.observers: list[RoutingObserver] = []
         self._position = {layer: i for i, layer in enumerate(layers)}
         self._given: Tensor | None = None
+        self._rows: SequenceRows | None = None
         self._valid: Tensor | None = None
         self._recorded: list[Tensor | None] | None = None
 
@@ -63,9 +65,12 @@ class RoutingReplay:
             self._recorded, self._valid = None, None
 
     @contextmanager
-    def replay(self, expert_ids: Tensor) -> Iterator[None]:
+    def replay(
+        self, expert_ids: Tensor, sequences: Mapping[str, Tensor] | None = None
+    ) -> Iterator[None]:
         """Route the forward pass by ``expert_ids [tokens, L, K]``, NO_EXPERT and LIVE included.
 
+        sequences: int64 positions of each one's tokens, in order; ``mismatch`` judges them apart.
         Raises InvalidInputError for another shape.
         """
         if expert_ids.ndim != 3 or expert_ids.shape[1:] != (len(self.layers), self.top_k):
@@ -74,6 +79,7 @@ class RoutingReplay:
                 f"got {list(expert_ids.shape)}"
             )
         self._given = expert_ids.long()
+        self._rows = None if sequences is None else SequenceRows(sequences)
         try:
             yield
         finally:
@@ -106,7 +112,7 @@ class RoutingReplay:
             )
         self._given = self._given.to(chosen.device)
         if self.mismatch is not None:
-            self.mismatch.compare(layer, chosen, self._given)
+            self.mismatch.compare(layer, chosen, self._given, self._rows)
         given = self._given[:, self._position[layer]]
         given = torch.where(given == LIVE, chosen, given)
         left_out = given < 0

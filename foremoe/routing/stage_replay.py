@@ -84,7 +84,7 @@ class StageReplay:
                 self._recorded.update({name: ids[at.to(ids.device)] for name, at in rows.items()})
             return
         known = self._recorded if source is RoutingSource.RECORDED else self._ids(rollout, rows)
-        with self.replay.replay(self._assembled(known, rows, tokens)):
+        with self.replay.replay(self._assembled(known, rows, tokens), rows):
             yield
         if self.replay.mismatch is not None:
             self.replay.mismatch.check(self._group)

@@ -76,11 +76,11 @@ def test_misplaced_routing_behind_the_first_sequence_is_refused() -> None:
 
 
 def test_popular_experts_alone_do_not_pass() -> None:
-    """Most pairs match by chance when nearly all tokens choose the same experts."""
-    live, other = live_routing(skew=5.0), live_routing(seed=5, skew=5.0)
+    """Many pairs match by chance when most tokens choose the same experts."""
+    live, other = live_routing(skew=2.0), live_routing(seed=5, skew=2.0)
     mismatch = compare(live, other)
     matching = 1 - mismatch.report()[0].differing_pairs / (TOP_K * len(live))
-    assert matching > 0.5
+    assert 0.3 < matching < 0.5
     with pytest.raises(InvalidInputError, match="does not belong"):
         mismatch.check()
 
@@ -101,7 +101,7 @@ def test_reset_forgets() -> None:
 def test_ranks_are_judged_together() -> None:
     """One rank's routing is off by one: both refuse, or the other would wait for it for ever."""
     for message in run_ranks(workers.check_mismatch, 2, 1):
-        assert "rank 1: the routing of layer 2 is misplaced, the row after it" in message
+        assert "rank 1: the routing of layers 2, 3, 7 is misplaced, the row after it" in message
     assert run_ranks(workers.check_mismatch, 2, 2) == ["", ""]
 
 

@@ -111,7 +111,9 @@ def test_misplaced_routing_ends_the_micro_step() -> None:
     late = Routing("long", live[:-1], EXPERTS, LAYERS, np.zeros(tokens - 1, np.uint8), start=1)
     routing = StageReplay(replay, R3)
     with (
-        pytest.raises(InvalidInputError, match="row after it fits the live router better"),
+        pytest.raises(
+            InvalidInputError, match="layers 1, 2, sequence 'long' is misplaced, the row af"
+        ),
         routing.micro_step(Stage.UPDATE, {"long": torch.arange(tokens)}, tokens, {"long": late}),
     ):
         forward(replay, tokens, seed=4)
