@@ -39,8 +39,10 @@ MAX_CONCURRENT_CALLS = 4096
 LAST_GRACE_SECONDS = 0.2
 SWITCH_SECONDS = 0.0005  # a thread that plans gives way to the event loop ten times sooner
 SILENT_PEER_SECONDS = 30
+GREETING_SECONDS = 5  # who has connected and says nothing keeps a descriptor from others
 _SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
+    ("grpc.server_handshake_timeout_ms", GREETING_SECONDS * 1000),
     # Followers ask whether we are there (rpc.channel); a peer without a word is given up.
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_SECONDS * 500),
     ("grpc.http2.max_ping_strikes", 0),
