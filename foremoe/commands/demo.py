@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
 def write_html(path: Path, report: dict[str, Any], status: Path) -> None:
     """What was measured, and all that the run's daemon knew of the last step."""
-    from foremoe.report.daemon_chapter import daemon_chapters
+    from foremoe.report.daemon_chapter import daemon_chapter
     from foremoe.report.demo_chapter import demo_chapter
     from foremoe.report.page import write_report
 
@@ -83,7 +83,7 @@ def write_html(path: Path, report: dict[str, Any], status: Path) -> None:
     def chapters() -> list[Any]:
         measured = demo_chapter(Path(source), report)
         try:
-            return [measured, *daemon_chapters(load_status(status), source)]
+            return [measured, daemon_chapter(load_status(status), source)]
         except ForemoeError as error:  # somebody has killed the daemon
             return [replace(measured, missing=[f"plans and timeline ({error})"])]
 

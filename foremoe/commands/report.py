@@ -59,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep what the daemon says in this file, a RUN of its own",
     )
     parser.add_argument(
+        "--ep-group", metavar="NAME", help="of a daemon, which to show (default: the worst)"
+    )
+    parser.add_argument(
         "--nodes", type=int, default=1, metavar="N", help="that the plans' ranks are on (default 1)"
     )
     parser.add_argument(
@@ -117,21 +120,20 @@ def _chapters(options: argparse.Namespace) -> "list[Chapter]":
     elif options.cluster or options.stage:
         raise InvalidInputError("--cluster and --stage: they need --model as well")
     if not options.run:
-        return _daemon_chapters(options)
-    return [
-        chapter for path in options.run for chapter in chapters_of(path, options.nodes, hardware)
-    ]
+        return [_daemon_chapter(options)]
+    of = (options.nodes, hardware, options.ep_group)
+    return [chapter for path in options.run for chapter in chapters_of(path, *of)]
 
 
-def _daemon_chapters(options: argparse.Namespace) -> "list[Chapter]":
+def _daemon_chapter(options: argparse.Namespace) -> "Chapter":
     from foremoe.client.controller import ControllerClient
     from foremoe.client.detailed_status import detailed_status
-    from foremoe.report.daemon_chapter import daemon_chapters
+    from foremoe.report.daemon_chapter import daemon_chapter
     from foremoe.rpc.status_file import save_status
 
     with ControllerClient(options.address, credentials=credentials_of(options)) as client:
         status = detailed_status(client)
-    chapters = daemon_chapters(status, options.address)
+    chapter = daemon_chapter(status, options.address, options.ep_group)
     if options.keep is not None:
         save_status(options.keep, status)
-    return chapters
+    return chapter

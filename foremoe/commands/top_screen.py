@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import attrgetter
 
 from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -13,7 +14,6 @@ from foremoe.rpc.status import (
     EpGroupStatus,
     LayerStatus,
     RuntimeStatus,
-    StageDetail,
     StageStatus,
     StepStatus,
 )
@@ -51,7 +51,7 @@ class Screen:
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
         width, height = options.max_width, options.max_height if self.fit else None
-        groups = sorted(self.status.ep_groups, key=_worst, reverse=True)
+        groups = sorted(self.status.ep_groups, key=attrgetter("worst_imbalance"), reverse=True)
         stages = _stages(groups, width, limit=height and height // 4)
         steps = _steps(self.status)
         yield _heading(self.status) if self.notice is None else _line(self.notice, "bold red")
@@ -124,7 +124,7 @@ def _stages(groups: list[EpGroupStatus], width: int, limit: int | None) -> Table
         cells: list[str | Text] = [
             group.ep_group,
             stage.stage,
-            _imbalance(stage.imbalance_before, _stage_after(detail)),
+            _imbalance(stage.imbalance_before, detail.imbalance),
             _milliseconds(stage.exposed_seconds),
             *(f"{speed.get(path, 0.0) / _MIB:.1f}" for path in PATHS),
             f"{stage.degraded}/{stage.micro_steps}",
@@ -153,14 +153,6 @@ def _progress(step: StepStatus) -> str:
         f"{stage.ep_group} {stage.stage} {stage.planned}, {stage.reported} of {stage.micro_steps}"
         for stage in step.stages
     )
-
-
-def _worst(group: EpGroupStatus) -> float:
-    return max(map(_stage_after, group.latest), default=0.0)
-
-
-def _stage_after(detail: StageDetail) -> float:
-    return detail.status.imbalance_measured or detail.status.imbalance_after
 
 
 def _layers_and_ranks(group: EpGroupStatus, width: int, height: int | None) -> RenderableType:

@@ -11,7 +11,10 @@ from foremoe.errors import InvalidInputError
 from foremoe.report.style import INK, PAPER, WIDTH
 from foremoe.report.svg import inline_svg
 
-DOTS_PER_INCH = 160
+DOTS_PER_INCH = 160  # of files
+PAGE_DOTS_PER_INCH = 100  # of what is an image on the page
+SIMPLE_DOTS_PER_INCH = 72  # of what is one because it would be too large
+_UNDER_TEXTS = 2.2  # matplotlib draws lines at 2, ticks and texts above
 Cell = str | int | float
 
 
@@ -46,10 +49,17 @@ class Chart:
     alt: str
     drawing: Figure
     numbers: Numbers
+    page_dots_per_inch: int = PAGE_DOTS_PER_INCH
 
     def inline(self) -> str:
         """The drawing as an ``<svg>`` element of the page."""
-        return inline_svg(self._saved("svg"), self.slug, self.alt)
+        return inline_svg(self._saved("svg", self.page_dots_per_inch), self.slug, self.alt)
+
+    def simplify(self) -> None:
+        """From now on ``inline`` draws one image under the texts, in the colours of light."""
+        self.page_dots_per_inch = SIMPLE_DOTS_PER_INCH
+        for axes in self.drawing.axes:
+            axes.set_rasterization_zorder(_UNDER_TEXTS)
 
     def save(self, folder: Path) -> None:
         """Write ``slug.png`` and ``slug.svg`` with the finding as title; InvalidInputError."""
@@ -61,14 +71,14 @@ class Chart:
         for kind in ("png", "svg"):
             path = folder / f"{self.slug}.{kind}"
             try:
-                path.write_bytes(self._saved(kind))
+                path.write_bytes(self._saved(kind, DOTS_PER_INCH))
             except OSError as error:
                 raise InvalidInputError(f"{path}: cannot be written ({error.strerror})") from error
 
-    def _saved(self, kind: str) -> bytes:
+    def _saved(self, kind: str, dots_per_inch: int) -> bytes:
         content = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
-        self.drawing.savefig(content, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
+        self.drawing.savefig(content, format=kind, dpi=dots_per_inch, metadata=metadata)
         return content.getvalue()
 
 

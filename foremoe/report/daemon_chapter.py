@@ -1,10 +1,12 @@
-"""Chapters on a running daemon: one for each EP group, from its status."""
+"""A chapter on an EP group of a daemon, from its status."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 
-from foremoe.errors import NotReadyError
+from foremoe.errors import NotReadyError, UnknownError
 from foremoe.report.chart import Chapter, Chart, Fact, Numbers, new_drawing
 from foremoe.report.daemon_stage import stage_charts
 from foremoe.report.heatmap import heatmap_of
@@ -12,21 +14,26 @@ from foremoe.report.style import ACCENT, FAINT, INK, MUTED, horizontal_grid
 from foremoe.rpc.status import EpGroupStatus, RuntimeStatus, StageDetail, StageStatus
 
 
-def daemon_chapters(status: RuntimeStatus, source: str) -> list[Chapter]:
-    """source: its address, or the file that it is from.
+def daemon_chapter(status: RuntimeStatus, source: str, ep_group: str | None = None) -> Chapter:
+    """source: its address, or the file that it is from. ep_group: None for the worst balanced one.
 
     Stages have all figures where ``status`` comes with their worst micro-step and figures.
 
-    Raises NotReadyError while no stage has been planned.
+    Raises NotReadyError while no stage has been planned, UnknownError for a group not there.
     """
-    chapters = [
-        _chapter(group, _stages(status, group.ep_group), source)
-        for group in status.ep_groups
-        if group.latest
-    ]
-    if not chapters:
+    named = [group for group in status.ep_groups if ep_group in (None, group.ep_group)]
+    if ep_group is not None and not named:
+        known = ", ".join(group.ep_group for group in status.ep_groups[:8]) or "none"
+        raise UnknownError(f"{source}: EP group {ep_group[:80]!r} is not among its groups: {known}")
+    group = max(named, key=attrgetter("worst_imbalance"), default=None)
+    if group is None or not group.latest:
         raise NotReadyError(f"{source}: the daemon has planned no stage yet; try again later")
-    return chapters
+    chapter = _chapter(group, _stages(status, group.ep_group), source)
+    others = [one.ep_group for one in status.ep_groups if one is not group]
+    if ep_group is None and others:
+        more = f"{len(others)} more EP groups, which are balanced no worse: --ep-group {others[0]}"
+        chapter = replace(chapter, missing=[*chapter.missing, more])
+    return chapter
 
 
 def _stages(status: RuntimeStatus, ep_group: str) -> list[tuple[int, StageStatus]]:

@@ -17,6 +17,7 @@ from foremoe.report.chart import Cell, Chapter, Chart, Numbers
 from foremoe.report.style import styled
 
 MAX_CELLS = 3000  # of a table; a page is for reading
+MAX_DRAWN = 1_200_000  # bytes of all figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def _write_page(path: Path, chapters: Sequence[Chapter]) -> None:
         lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
-    sections = [[_section(chart) for chart in chapter.charts] for chapter in chapters]
+    sections = _drawn(chapters)
     content = environment.get_template("page.html").render(
         version=__version__, chapters=list(zip(chapters, sections, strict=True))
     )
@@ -105,6 +106,24 @@ def _write_figures(folder: Path, chapters: Sequence[Chapter]) -> None:
     for chapter in chapters:
         for chart in chapter.charts:
             chart.save(folder)
+
+
+def _drawn(chapters: Sequence[Chapter]) -> list[list[_Section]]:
+    """Figures that are large in themselves get simpler, the largest first, until all fit."""
+    sections = [[_section(chart) for chart in chapter.charts] for chapter in chapters]
+    places = [
+        (len(s.svg), row, at) for row, line in enumerate(sections) for at, s in enumerate(line)
+    ]
+    total = sum(size for size, _, _ in places)
+    for size, row, at in sorted(places, reverse=True):
+        if total <= MAX_DRAWN:
+            break
+        sections[row][at].chart.simplify()
+        simpler = _section(sections[row][at].chart)
+        if len(simpler.svg) < size:
+            sections[row][at] = simpler
+            total += len(simpler.svg) - size
+    return sections
 
 
 def _section(chart: Chart) -> _Section:

@@ -10,7 +10,7 @@ from foremoe.planner.archive import load_plans
 from foremoe.planner.problem import Topology
 from foremoe.planner.validate import validate
 from foremoe.report.chart import Chapter
-from foremoe.report.daemon_chapter import daemon_chapters
+from foremoe.report.daemon_chapter import daemon_chapter
 from foremoe.report.demo_chapter import demo_chapters
 from foremoe.report.plans_chapter import Hardware, plans_chapter
 from foremoe.report.plans_run import PlansRun
@@ -22,19 +22,24 @@ from foremoe.timeline.chrome_trace import merged, read_trace, recorded_traces
 SUFFIXES = (".json", ".npz", SUFFIX)
 
 
-def chapters_of(path: Path, nodes: int = 1, hardware: Hardware | None = None) -> list[Chapter]:
+def chapters_of(
+    path: Path, nodes: int = 1, hardware: Hardware | None = None, ep_group: str | None = None
+) -> list[Chapter]:
     """Those of each file, in the order of their names. Raises InvalidInputError.
 
-    nodes: that the ranks of plans are on. hardware: what plans would run on.
+    nodes: that the ranks of plans are on. hardware: what plans would run on. ep_group: of a
+    daemon's, None for the worst balanced.
     """
     if not path.is_dir():
-        return _chapters(path, nodes, hardware)
+        return _chapters(path, nodes, hardware, ep_group)
     files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
     if not files:
         raise InvalidInputError(f"{path}: holds no {', '.join(SUFFIXES)} file")
     recorded = recorded_traces(files)
     others = [file for file in files if file not in recorded]
-    chapters = [chapter for file in others for chapter in _chapters(file, nodes, hardware)]
+    chapters = [
+        chapter for file in others for chapter in _chapters(file, nodes, hardware, ep_group)
+    ]
     if not recorded:
         return chapters
     trace = merged(recorded.values())
@@ -43,11 +48,13 @@ def chapters_of(path: Path, nodes: int = 1, hardware: Hardware | None = None) ->
     return [*chapters, timeline_chapter(path, trace)]
 
 
-def _chapters(path: Path, nodes: int, hardware: Hardware | None) -> list[Chapter]:
+def _chapters(
+    path: Path, nodes: int, hardware: Hardware | None, ep_group: str | None
+) -> list[Chapter]:
     if path.suffix == ".npz":
         return [plans_chapter(_plans(path, nodes), hardware)]
     if path.suffix == SUFFIX:
-        return daemon_chapters(load_status(path), str(path))
+        return [daemon_chapter(load_status(path), str(path), ep_group)]
     content = _json(path)
     for key, make in _KINDS.items():
         first = content[0] if isinstance(content, list) and content else content

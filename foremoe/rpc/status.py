@@ -99,6 +99,11 @@ class StageDetail:
     worst_micro_step: WorstMicroStep | None = None
     figures: StageFigures | None = None
 
+    @property
+    def imbalance(self) -> float:
+        """As measured, or else as planned."""
+        return self.status.imbalance_measured or self.status.imbalance_after
+
 
 @dataclass(frozen=True, slots=True)
 class EpGroupStatus:
@@ -113,6 +118,11 @@ class EpGroupStatus:
     streaming: int
     spare_slots: int
     latest: tuple[StageDetail, ...] = ()
+
+    @property
+    def worst_imbalance(self) -> float:
+        """Of its latest stages."""
+        return max((detail.imbalance for detail in self.latest), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

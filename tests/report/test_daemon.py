@@ -1,5 +1,6 @@
 """The page of a running daemon: its figures are what it planned and what its ranks reported."""
 
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,8 +12,10 @@ from foremoe.cli import main
 from foremoe.planner.figures import copied
 from foremoe.planner.imbalance import imbalance
 from foremoe.planner.plan import Plan, home_tokens
+from foremoe.report import page as page_module
 from foremoe.rpc.status import encode_status
-from foremoe.rpc.status_file import load_status
+from foremoe.rpc.status_file import load_status, save_status
+from foremoe.rpc.timeline import MAX_SPANS, Timeline
 from tests.report.pages import Page
 from tests.report.told import CHARTS, GROUP, Told
 from tests.runtime.steps import EXPOSED_SECONDS, LAYERS, MICRO_STEPS, RANKS
@@ -124,6 +127,58 @@ def test_what_is_kept_and_what_a_stopped_daemon_left_say_the_same(told: Told) ->
         kept = encode_status(load_status(path), [GROUP]).ep_groups
         kept[0].streaming = said[0].streaming  # the ranks have gone since
         assert kept == said
+
+
+def test_an_ep_group_is_chosen_or_the_worst_one(
+    told: Told, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    group, run = told.status.ep_groups[0], tmp_path / "two.status"
+    (detail,) = group.latest
+    worse = replace(detail, status=replace(detail.status, imbalance_measured=9.0), figures=None)
+    other = replace(group, ep_group="ep1", latest=(worse,))
+    save_status(run, replace(told.status, ep_groups=(group, other)))
+    out = ["--out", str(tmp_path / "r.html")]
+    assert main(["report", str(run), *out]) == 0
+    page = Page(tmp_path / "r.html")
+    assert page.sections() == ["layers-update", "heatmap-update"]
+    assert [line.partition(": ")[2] for line in page.missing()] == [
+        "micro-steps, traffic and timeline of the update of step 0: the daemon keeps no figures of "
+        "it.",
+        "1 more EP groups, which are balanced no worse: --ep-group ep0.",
+    ]
+    assert main(["report", str(run), *out, "--ep-group", "ep2"]) == 2
+    assert "'ep2' is not among its groups: ep0, ep1" in capsys.readouterr().err
+
+
+def test_a_large_run_stays_small(
+    told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timelines in which nothing can be drawn as one, and more ranks than tell of theirs."""
+    monkeypatch.setattr(page_module, "MAX_DRAWN", 100_000)
+    group = told.status.ep_groups[0]
+    (detail,) = group.latest
+    assert detail.figures is not None
+    rows = np.array([(4 + at % 3, 0, 0, 40 * at, 20) for at in range(MAX_SPANS)], np.int32)
+    timelines = {rank: Timeline(10**18, rows) for rank in range(2)}
+    large = replace(detail.figures, traffic=None, sample=None, timelines=timelines)
+    more = replace(group, ranks=64, latest=(replace(detail, figures=large),))
+    save_status(tmp_path / "large.status", replace(told.status, ep_groups=(more,)))
+    run = ["report", str(tmp_path / "large.status"), "--out", str(tmp_path / "large.html")]
+    assert main(run) == 0
+    assert (tmp_path / "large.html").stat().st_size < 150_000
+    page = Page(tmp_path / "large.html")
+    assert len(list(page.section("timeline-update").iter("image"))) == 2  # one a panel
+    assert len(list(page.section("layers-update").iter("image"))) == 0
+    assert page.missing() == [
+        f"Not shown: {what}."
+        for what in (
+            "balance against copies of the update of step 0: its loads are too large to keep any",
+            "traffic of the update of step 0: its EP group has too many ranks to keep it",
+            "timelines of 62 more ranks in the update of step 0",
+            "timeline of the last 2 micro-steps of the update of step 0: ranks report the first "
+            "ones",
+        )
+    ]
 
 
 def test_a_damaged_status_is_one_line(
