@@ -10,6 +10,7 @@ from foremoe.foresight.inspection import inspect
 from foremoe.foresight.model import MoeModel
 from foremoe.foresight.routing import Fault, FaultKind, Routing, Row
 
+MOST_GAP_ROWS = 2**20  # as long as contexts get; gaps take memory as recorded rows do
 _UNSEEN = 255  # no Row
 
 
@@ -21,7 +22,8 @@ def join(pieces: Sequence[Routing]) -> Routing:
     splice turns alike). Tokens that no piece covers are MISSING and a fault. The policies that
     chose are listed over all pieces.
 
-    Raises InvalidInputError when the pieces are of different sequences or models, or there is none.
+    Raises InvalidInputError when the pieces are of different sequences or models, there is none, or
+    one begins more than MOST_GAP_ROWS behind all rows before it.
     """
     if not pieces:
         raise InvalidInputError("pieces: there is none to join")
@@ -29,6 +31,7 @@ def join(pieces: Sequence[Routing]) -> Routing:
     if len(pieces) == 1 and first.start == 0:
         return first
     _check_alike(pieces)
+    _check_gaps(pieces)
     longest = max(piece.start + len(piece.ids) for piece in pieces)
     dtype = np.result_type(*(piece.ids for piece in pieces))
     ids = np.zeros((longest, *first.ids.shape[1:]), dtype)
@@ -57,6 +60,17 @@ def _check_alike(pieces: Sequence[Routing]) -> None:
                 f"sequence {first.sequence!r}: a piece of sequence {piece.sequence!r} with "
                 f"{len(piece.layers)} layers and top_k {piece.top_k} cannot be joined to it"
             )
+
+
+def _check_gaps(pieces: Sequence[Routing]) -> None:
+    end = 0
+    for piece in sorted(pieces, key=lambda piece: piece.start):
+        if piece.start - end > MOST_GAP_ROWS:
+            raise InvalidInputError(
+                f"sequence {piece.sequence!r}: a piece starts at token {piece.start}, but what is "
+                f"before it ends at {end}; a gap has at most {MOST_GAP_ROWS} rows, check its start"
+            )
+        end = max(end, piece.start + len(piece.ids))
 
 
 def _row_faults(pieces: Sequence[Routing]) -> list[Fault]:

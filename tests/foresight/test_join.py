@@ -84,8 +84,12 @@ def test_narrow_and_wide_ids_join() -> None:
         ([], "there is none to join"),
         ([piece(0, 3), inspect("b", routes(2), MODEL, start=3)], "sequence 'b'"),
         ([piece(0, 3), piece(3, 5).select((1, 2))], "with 2 layers"),
+        ([inspect("a", routes(2), MODEL, start=2**24)], "starts at token 16777216, but .* at 0;"),
+        ([piece(0, 3), inspect("a", routes(2), MODEL, start=2**21)], "before it ends at 3;"),
     ],
 )
-def test_pieces_of_different_sequences_are_refused(pieces: list[Routing], message: str) -> None:
+def test_pieces_that_do_not_belong_together_are_refused(
+    pieces: list[Routing], message: str
+) -> None:
     with pytest.raises(InvalidInputError, match=message):
         join(pieces)
