@@ -9,6 +9,7 @@ Credentials: the FOREMOE_TLS_* and FOREMOE_TOKEN_FILE variables, in the job's ru
 
 import os
 import subprocess
+import threading
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,13 +20,21 @@ PORT = 7400
 
 @ray.remote(num_cpus=1, max_restarts=-1)
 class NodeDaemon:
-    """Holds the process of one node; Ray starts it anew where it was if it dies."""
+    """Holds the process of one node; Ray starts both anew where they were if either dies."""
 
     def __init__(self, leader: str | None) -> None:
         host = ray.util.get_node_ip_address()
         role = ["--join", leader] if leader else ["--also-listen", f"{host}:{PORT}"]
         self._address = f"{host}:{PORT}"
-        self._process = subprocess.Popen(["foremoe", "serve", "--socket", SOCKET, *role])
+        # The daemon goes with its actor: the next one needs the socket.
+        command = ["setpriv", "--pdeathsig", "TERM", "foremoe", "serve", "--socket", SOCKET, *role]
+        self._process = subprocess.Popen(command)
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def _follow(self) -> None:
+        """The actor goes with its daemon, unless that was told to stop."""
+        if self._process.wait() != 0:
+            os._exit(1)
 
     def address(self) -> str:
         return self._address
