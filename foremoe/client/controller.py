@@ -76,7 +76,7 @@ class ControllerClient:
         """
         header = UploadHeader(step, tuple(layers), num_experts, top_k)
         return ForesightStream(
-            self._open(),
+            self._open,
             lambda: open_channel(self._address, self._credentials),
             self._address,
             header,

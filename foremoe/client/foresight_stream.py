@@ -35,8 +35,8 @@ class ForesightStream:
 
     def __init__(
         self,
-        channel: grpc.Channel,
-        reopen: Callable[[], grpc.Channel],
+        shared_channel: Callable[[], grpc.Channel],
+        new_channel: Callable[[], grpc.Channel],
         address: Address,
         header: UploadHeader,
         timeout_seconds: float,
@@ -45,8 +45,8 @@ class ForesightStream:
     ) -> None:
         self.sequences_added = 0
         self.sequences_known = 0
-        self._channel = channel
-        self._reopen = reopen
+        self._shared_channel = shared_channel
+        self._new_channel = new_channel
         self._own_channel: grpc.Channel | None = None
         self._address = address
         self._upload = UploadMessages(header, send_ids)
@@ -110,7 +110,7 @@ class ForesightStream:
         self._end()
 
     def _begin_call(self) -> None:
-        stub = ForesightServiceStub(self._own_channel or self._channel)
+        stub = ForesightServiceStub(self._own_channel or self._shared_channel())
         self._call = stub.UploadForesight.future(self._outbox.messages())
         self._call.add_done_callback(self._wake)
 
@@ -153,7 +153,7 @@ class ForesightStream:
             if self._changed.wait_for(lambda: self._aborted, delay):
                 raise self._ended_error()
             self._close_own_channel()
-            self._own_channel = self._reopen()
+            self._own_channel = self._new_channel()
             self._begin_call()
 
     def _failure(self, ready: Callable[[], bool]) -> ForemoeError | None:
