@@ -31,7 +31,7 @@ from foremoe.runtime.step_homes import StepHomes
 from foremoe.timeline.recorder import SpanRecorder
 from foremoe.timeline.span import SECOND, StageOfRun
 
-NICENESS = 5  # of threads that plan, beside the event loop's
+NICENESS = 5  # more than the event loop's, of threads that plan
 
 Histogram = NDArray[np.uint32]
 Result = TypeVar("Result")
@@ -218,7 +218,7 @@ def _worst(
 def _give_way() -> None:
     """On Linux a thread has a priority of its own: whoever waits for an answer goes first."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        os.nice(NICENESS)
 
 
 def _started_threads(count: int) -> ThreadPoolExecutor:
