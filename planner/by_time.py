@@ -2,14 +2,13 @@
 
 A better balance saves compute, and costs replicas: copies that may not fit into the window before
 the layer, a grouped GEMM's time for one more active expert, and dispatch. So each layer is planned
-to each of a few targets and priced (``foremoe.planner.pricing``), on one node as far as it is known
-before the split; the first of the fastest is taken. A layer that replicas do not speed up stays
-without.
+to each of a few targets and priced (``foremoe.planner.pricing``); the first of the fastest is
+taken. A layer that replicas do not speed up stays without.
 
 On one node a layer is done with the first target whose copies are hidden and whose grouped GEMM
-takes at most 2% longer than that of even ranks with one replica each: there is little to gain. On
-several, the fastest is given an even dispatch (``foremoe.planner.even_dispatch``), if that is
-faster still.
+takes at most 2% longer than that of even ranks with one replica each: there is little to gain. Then
+ranks trade pairs to keep more of their own (``foremoe.planner.own_pairs``); on several nodes the
+fastest is given an even dispatch (``foremoe.planner.even_dispatch``), each if that is faster still.
 """
 
 import numpy as np
@@ -20,12 +19,13 @@ from foremoe.planner.cost import CostModel
 from foremoe.planner.even_dispatch import even_dispatch
 from foremoe.planner.goal import goal_tokens
 from foremoe.planner.micro_step import choose
+from foremoe.planner.own_pairs import keep_own_pairs
 from foremoe.planner.plan import Plan
-from foremoe.planner.pricing import layer_picoseconds, placed_picoseconds
+from foremoe.planner.pricing import layer_picoseconds
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.split import split_by_source
 
-# (target, how eagerly pairs are kept in their node), on one node and on several
+# (target, how eagerly pairs are kept on their rank), on one node; in their node, on several
 ONE_NODE = ((None, 1), (1.02, 1), (1.1, 1))
 NEAR_IDEAL = 50  # within a 50th
 NODES = ((1.02, 1), (None, 0), (1.05, 0), (1.2, 0), (1.2, 4), (1.05, 2))
@@ -56,12 +56,13 @@ def fastest_replicas(
     spare_slots: int,
     cost: CostModel,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Replicas int32 and quotas int64 ``[L, P, R]``, as far as time is known before the split.
+    """Replicas int32 and quotas int64 ``[L, P, R]``, by the time with all replicas copied.
 
     load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. bound: int64 ``[L]``, the certificate.
     """
     ranks, several = topology.ranks, topology.nodes > 1
-    origin = topology.by_node(load)
+    near = topology if several else Topology(ranks, 1)  # pairs are near in their node, or rank
+    origin = near.by_node(load)
     expert_tokens = origin.sum(axis=1)
     replica_expert = np.full((len(home), ranks, spare_slots), -1, np.int32)
     quota = np.zeros((len(home), ranks, spare_slots), np.int64)
@@ -71,10 +72,7 @@ def fastest_replicas(
         layers: NDArray[np.int64], expert: NDArray[np.int32], pairs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Take what is faster than what there is; compute, dispatch and exposed copies."""
-        if several:  # which sources stay afar matters as much as how many pairs do
-            parts = _split_picoseconds(load[layers], home[layers], expert, pairs, topology, cost)
-        else:
-            parts = placed_picoseconds(origin[layers], home[layers], expert, pairs, cost.prices)
+        parts = _split_picoseconds(load[layers], home[layers], expert, pairs, topology, cost)
         faster = parts.sum(axis=1) < time[layers]
         chosen = layers[faster]
         time[chosen] = parts.sum(axis=1)[faster]
@@ -86,14 +84,14 @@ def fastest_replicas(
         goal = goal_tokens(expert_tokens[rest], ranks, target)
         parts = offer(
             rest,
-            *choose(origin[rest], home[rest], bound[rest], goal, topology, spare_slots, eagerness),
+            *choose(origin[rest], home[rest], bound[rest], goal, near, spare_slots, eagerness),
         )
         if not several:
             rest = rest[~_near_ideal(parts, expert_tokens[rest], ranks, cost)]
             if not rest.size:
                 break
-    if several:
-        offer(rest, *even_dispatch(origin, home, replica_expert, quota))
+    trade = even_dispatch if several else keep_own_pairs
+    offer(np.arange(len(home)), *trade(origin, home, replica_expert, quota))
     return replica_expert, quota
 
 

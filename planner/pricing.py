@@ -88,49 +88,6 @@ def layer_picoseconds(
     return result
 
 
-@kernel
-def placed_picoseconds(
-    origin: NDArray[np.int64],
-    home: NDArray[np.int32],
-    replica_expert: NDArray[np.int32],
-    quota: NDArray[np.int64],
-    prices: Prices,
-) -> NDArray[np.int64]:
-    """Compute, dispatch and exposed copies before the split: int64 ``[L, 3]``; all are copies.
-
-    origin: int64 ``[L, N, E]``, pairs that originate in each node. home: int32 ``[L, E]``.
-    replica_expert, quota: ``[L, P, R]``. In place of the split, a node serves as many of its own
-    pairs of an expert as it has room for, its hosts of the expert in equal shares, and a node's
-    ranks send alike.
-    """
-    layers, nodes, experts = origin.shape
-    _, ranks, slots = quota.shape
-    width = ranks // nodes
-    result = np.zeros((layers, 3), np.int64)
-    for layer in range(layers):
-        weight = origin[layer].sum(axis=0)
-        served = np.zeros((nodes, experts), np.int64)
-        for expert in range(experts):
-            served[home[layer, expert] // width, expert] += weight[expert]
-        for rank in range(ranks):
-            for slot in range(slots):
-                expert = replica_expert[layer, rank, slot]
-                if expert >= 0:
-                    served[rank // width, expert] += quota[layer, rank, slot]
-                    served[home[layer, expert] // width, expert] -= quota[layer, rank, slot]
-        result[layer, 0] = _compute_time(
-            weight, home[layer], replica_expert[layer], quota[layer], prices
-        )
-        result[layer, 1] = _unsplit_dispatch_time(
-            origin[layer], served, home[layer], replica_expert[layer], quota[layer], prices
-        )
-        copied = replica_expert[layer] >= 0
-        result[layer, 2] = _exposed_time(
-            weight, home[layer], replica_expert[layer], quota[layer], copied, width, prices
-        )
-    return result
-
-
 @part
 def _compute_time(
     weight: NDArray[np.int64],
@@ -156,55 +113,6 @@ def _compute_time(
 @part
 def _expert_time(pairs: int, prices: Prices) -> int:
     return max(prices.read, prices.intercept + prices.pair * pairs) if pairs > 0 else 0
-
-
-@part
-def _unsplit_dispatch_time(
-    origin: NDArray[np.int64],
-    served: NDArray[np.int64],
-    home: NDArray[np.int32],
-    replica_expert: NDArray[np.int32],
-    quota: NDArray[np.int64],
-    prices: Prices,
-) -> int:
-    """Of ``origin, served [N, E]``: pairs that originate and that are computed in each node."""
-    ranks, slots = quota.shape
-    nodes, experts = origin.shape
-    width = ranks // nodes
-    near = np.zeros(ranks, np.int64)  # pairs that a rank receives
-    far = np.zeros(ranks, np.int64)
-    slowest = 0
-    left = served.copy()
-    for rank in range(ranks):
-        for slot in range(slots):
-            if quota[rank, slot] > 0:
-                expert, node = replica_expert[rank, slot], rank // width
-                kept = min(origin[node, expert], served[node, expert])
-                stays = _share(quota[rank, slot], kept, served[node, expert])
-                near[rank] += stays
-                far[rank] += quota[rank, slot] - stays
-                left[node, expert] -= quota[rank, slot]
-    for node in range(nodes):
-        sent = 0
-        for expert in range(experts):
-            kept = min(origin[node, expert], served[node, expert])
-            sent += origin[node, expert] - kept
-            owner = home[expert]
-            if owner // width == node and left[node, expert] > 0:
-                stays = _share(left[node, expert], kept, served[node, expert])
-                near[owner] += stays
-                far[owner] += left[node, expert] - stays
-        slowest = max(slowest, sent // width * prices.far_pair)
-    for rank in range(ranks):
-        from_others = near[rank] * (width - 1) // width
-        slowest = max(slowest, from_others * prices.node_pair, far[rank] * prices.far_pair)
-    return slowest
-
-
-@part
-def _share(pairs: int, kept: int, served: int) -> int:
-    """``pairs * kept // served``, mostly without the slow division."""
-    return pairs if kept == served else pairs * kept // served
 
 
 @part

@@ -114,9 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         type=float,
-        default=1.005,
         metavar="X",
-        help="imbalance that foremoe aims at (default %(default)s)",
+        help="imbalance that foremoe aims at (default: the fastest plan of each layer)",
     )
     parser.add_argument(
         "--policies",

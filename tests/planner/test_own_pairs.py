@@ -1,0 +1,84 @@
+"""Own pairs: ranks compute more of their own, and as many as before."""
+
+import numpy as np
+from hypothesis import given, settings
+from numpy.typing import NDArray
+
+from foremoe.planner.cost import CostModel
+from foremoe.planner.own_pairs import keep_own_pairs
+from foremoe.planner.own_pairs_reference import keep_own_pairs as keep_own_pairs_of_a_layer
+from foremoe.planner.plan import Plan, placed_tokens
+from foremoe.planner.policies import foremoe
+from foremoe.planner.problem import StageProblem
+from foremoe.planner.validate import validate
+from tests.planner.problems import problems, skewed_problem
+
+
+@settings(max_examples=80, deadline=None)
+@given(problems(max_pairs=2**33))
+def test_the_kernel_equals_the_reference(problem: StageProblem) -> None:
+    for plan in foremoe(problem):
+        quota = plan.replica_tokens.sum(axis=1)
+        expert, pairs = keep_own_pairs(plan.load, plan.home, plan.replica_expert, quota)
+        for layer in range(len(plan.home)):
+            expected = keep_own_pairs_of_a_layer(
+                plan.load[layer], plan.home[layer], plan.replica_expert[layer], quota[layer]
+            )
+            np.testing.assert_array_equal(expert[layer], expected[0])
+            np.testing.assert_array_equal(pairs[layer], expected[1])
+
+
+def test_fewer_pairs_change_their_rank_and_each_rank_computes_as_many() -> None:
+    problem = skewed_problem(3, 8, 8, 64, 2, micro_steps=4)
+    before = after = 0
+    for plan in foremoe(problem):
+        quota = plan.replica_tokens.sum(axis=1)
+        expert, pairs = keep_own_pairs(plan.load, plan.home, plan.replica_expert, quota)
+        tokens = placed_tokens(plan.load.sum(axis=1), plan.home, expert, pairs)
+        np.testing.assert_array_equal(tokens, plan.rank_tokens())
+        was = received(plan.load, plan.home, plan.replica_expert, quota)
+        became = received(plan.load, plan.home, expert, pairs)
+        assert np.all(became <= was)
+        before, after = before + was.sum(), after + became.sum()
+    assert after < 0.98 * before
+
+
+def test_plans_by_time_gain_where_dispatch_in_a_node_is_slow() -> None:
+    prices = dict.fromkeys(CostModel.__dataclass_fields__, 0)
+    slow = CostModel(**{**prices, "pair": 10, "node_pair": 10})
+    problem = skewed_problem(1, 8, 8, 64, 2, micro_steps=2)
+    by_time = StageProblem(
+        problem.load, problem.home, problem.mini_batch, problem.topology, 2, None, slow
+    )
+    busiest = []
+    for asked in (problem, by_time):
+        plans = list(foremoe(asked))
+        for plan, load in zip(plans, problem.load, strict=True):
+            validate(plan, load, problem.topology, 2)
+        busiest.append(sum(_received_and_computed(plan) for plan in plans))
+    assert busiest[1] < 0.98 * busiest[0]
+
+
+def _received_and_computed(plan: Plan) -> int:
+    quota = plan.replica_tokens.sum(axis=1)
+    foreign = received(plan.load, plan.home, plan.replica_expert, quota)
+    return int((foreign + plan.rank_tokens().max(axis=1)).sum())
+
+
+def received(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Most pairs of others that a rank computes, if it serves its own first: ``[L]``."""
+    layers, ranks, experts = load.shape
+    computed = np.zeros((layers, ranks, experts), np.int64)
+    for layer in range(layers):
+        computed[layer, home[layer], np.arange(experts)] = load[layer].sum(axis=0)
+        for rank, slot in np.argwhere(replica_expert[layer] >= 0).tolist():
+            expert, pairs = replica_expert[layer, rank, slot], quota[layer, rank, slot]
+            computed[layer, rank, expert] += pairs
+            computed[layer, home[layer, expert], expert] -= pairs
+    foreign: NDArray[np.int64] = np.maximum(computed - load, 0).sum(axis=2).max(axis=1)
+    return foreign
