@@ -154,12 +154,20 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 def _checked(request: Any) -> Any:
     if isinstance(request, Malformed):
         raise InvalidInputError(f"the request is not a valid message: {request.reason}")
-    return _checked_stream(request) if hasattr(request, "__aiter__") else request
+    return _CheckedStream(request) if hasattr(request, "__aiter__") else request
 
 
-async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
+class _CheckedStream:
+    """An iterator, not a generator: a generator would hold the last message until the next."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self._requests = requests
+
+    def __aiter__(self) -> "_CheckedStream":
+        return self
+
+    async def __anext__(self) -> Any:
+        return _checked(await anext(self._requests))
 
 
 async def _run(behavior: Callable[[Any, Any], Any], request: Any, context: Any) -> Any:

@@ -63,7 +63,9 @@ class ForesightService(ForesightServiceServicer):
                     return foresight_pb2.UploadForesightResponse(
                         sequences_added=added, sequences_known=known
                     )
-                await self._stage(upload, request)
+                self._stage(upload, request)
+                del request  # whoever waits holds nothing
+                await self._turns.take()  # before the next message is copied and parsed
         finally:
             if not committed:
                 self._coordinator.abort_upload(upload)
@@ -79,14 +81,12 @@ class ForesightService(ForesightServiceServicer):
             return self._coordinator.open_upload(decode_header(request.header))
         raise InvalidInputError("the first message of an upload must be its header")
 
-    async def _stage(
-        self, upload: StagedUpload, request: foresight_pb2.UploadForesightRequest
-    ) -> None:
+    @staticmethod
+    def _stage(upload: StagedUpload, request: foresight_pb2.UploadForesightRequest) -> None:
         if _part(request) != "chunk":
             raise InvalidInputError("after the header an upload has chunks and one commit")
         # Here, not in a thread: one that has to be given the interpreter costs the others more.
         upload.add(decode_chunk(request.chunk, upload.header, f"chunk {upload.chunks}"))
-        await self._turns.take()  # before the next message is copied and parsed
 
 
 def _part(request: foresight_pb2.UploadForesightRequest) -> str | None:
