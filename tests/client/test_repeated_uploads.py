@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -94,52 +95,46 @@ def kill_with_a_part_staged(daemon: DaemonProcess) -> None:
     daemon.kill()
 
 
-def test_an_upload_outlives_its_daemons(
+def test_uploads_outlive_their_daemons(
     folder: Path, daemons: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One is killed with half of it, one as it has taken it in: the third one has it, once."""
+    """Of both clients at once, the same sequences. One daemon is killed with a part of them, one as
+    it has taken the first upload in: the third one has all, once.
+    """
     first = daemons.enter_context(DaemonProcess(folder))
-    restarts: list[DaemonProcess] = []
-
-    def start_another() -> None:
-        restarts.append(DaemonProcess(folder))
-        daemons.callback(restarts[-1].kill)
+    middle = threading.Barrier(2)
+    third: Future[DaemonProcess] = Future()
 
     def restart() -> None:
         kill_with_a_part_staged(first)
         monkeypatch.setenv(VARIABLE, CrashPoint.COMMITTED)
-        second = daemons.enter_context(DaemonProcess(folder))
+        second = DaemonProcess(folder)
+        daemons.callback(second.kill)
         monkeypatch.delenv(VARIABLE)
+        assert second.process.wait(timeout=60) == -signal.SIGKILL
+        third.set_result(DaemonProcess(folder))
+        daemons.callback(third.result().kill)
 
-        def replace_second() -> None:
-            assert second.process.wait(timeout=60) == -signal.SIGKILL
-            start_another()
-
-        replacing = threading.Thread(target=replace_second)
-        replacing.start()
-        daemons.callback(replacing.join)
-
-    assert upload(first.address, at_the_middle(restart)) == (SEQUENCES, 0)
-    third = restarts[0].wait_serving()
-    holds_exactly_the_upload(third.address)
-
-    def restart_again() -> None:
-        kill_with_a_part_staged(third)
-        start_another()
-
-    assert upload_async(third.address, at_the_middle(restart_again)) == (SEQUENCES, 0)
-    fourth = restarts[1].wait_serving()
-    holds_exactly_the_upload(fourth.address)
+    restarting = threading.Thread(target=restart)
+    daemons.callback(restarting.join)
+    meet = at_the_middle(lambda: restarting.start() if middle.wait() == 0 else None)
+    with ThreadPoolExecutor() as pool:
+        sending = [pool.submit(send, first.address, meet) for send in (upload, upload_async)]
+        counts = [each.result() for each in sending]
+    assert [sum(count) for count in counts] == [SEQUENCES] * 2
+    assert sum(added for added, _ in counts) == SEQUENCES
+    daemon = third.result().wait_serving()
+    holds_exactly_the_upload(daemon.address)
 
     def freeze() -> None:
-        fourth.process.send_signal(signal.SIGSTOP)
-        thaw = threading.Timer(0.5, fourth.process.send_signal, (signal.SIGCONT,))
+        daemon.process.send_signal(signal.SIGSTOP)
+        thaw = threading.Timer(0.5, daemon.process.send_signal, (signal.SIGCONT,))
         thaw.start()
         daemons.callback(thaw.join)
 
-    added, known = upload(fourth.address, at_the_middle(freeze), timeout_seconds=0.3)
+    added, known = upload(daemon.address, at_the_middle(freeze), timeout_seconds=0.3)
     assert added + known == SEQUENCES  # an attempt that was given up may have been taken in
-    holds_exactly_the_upload(fourth.address)
+    holds_exactly_the_upload(daemon.address)
 
 
 class Lost:
