@@ -150,7 +150,8 @@ class ControllerClient:
     def status(self, worst_micro_steps_of: str = "") -> RuntimeStatus:
         """A snapshot of what the daemon holds.
 
-        worst_micro_steps_of: an EP group whose latest stages come with their worst micro-step.
+        worst_micro_steps_of: an EP group whose latest stages come with their worst micro-step, and
+        with the figures of a report.
         """
         return self._snapshot(worst_micro_steps_of, math.inf)
 
