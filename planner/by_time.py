@@ -26,7 +26,7 @@ from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.split import split_by_source
 
 # (target, how eagerly pairs are kept on their rank), on one node; in their node, on several
-ONE_NODE = ((None, 1), (1.02, 1), (1.1, 1))
+ONE_NODE = ((None, 1), (1.02, 0), (1.1, 0))
 NEAR_IDEAL = 50  # within a 50th
 NODES = ((1.02, 1), (None, 0), (1.05, 0), (1.2, 0), (1.2, 4), (1.05, 2))
 
