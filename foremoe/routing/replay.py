@@ -79,11 +79,12 @@ class RoutingReplay:
                 f"got {list(expert_ids.shape)}"
             )
         self._given = expert_ids.long()
-        self._rows = None if sequences is None else SequenceRows(sequences)
+        if self.mismatch is not None and sequences is not None:
+            self._rows = SequenceRows(sequences)
         try:
             yield
         finally:
-            self._given = None
+            self._given = self._rows = None
 
     def route(
         self, layer: int, chosen: Tensor, weights: Tensor, scores: Scores
