@@ -5,7 +5,7 @@ import inspect
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ class Boundary(grpc.aio.ServerInterceptor):
                 try:
                     if ours:
                         self._admit(details, context)
-                    response = await _run(behavior, _checked(request), context)
+                    response = await _run(behavior, _checked(request, context), context)
                     code = grpc.StatusCode.OK
                     return response
                 except grpc.aio.AbortError:
@@ -151,23 +151,30 @@ def _lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return parse
 
 
-def _checked(request: Any) -> Any:
+def _checked(request: Any, context: Any) -> Any:
+    return _CheckedStream(context) if hasattr(request, "__aiter__") else _valid(request)
+
+
+def _valid(request: Any) -> Any:
     if isinstance(request, Malformed):
         raise InvalidInputError(f"the request is not a valid message: {request.reason}")
-    return _CheckedStream(request) if hasattr(request, "__aiter__") else request
+    return request
 
 
 class _CheckedStream:
-    """An iterator, not a generator: a generator would hold the last message until the next."""
+    """The messages of a call; gRPC's own iterator holds each one until the next has come."""
 
-    def __init__(self, requests: AsyncIterator[Any]) -> None:
-        self._requests = requests
+    def __init__(self, context: Any) -> None:
+        self._context = context
 
     def __aiter__(self) -> "_CheckedStream":
         return self
 
     async def __anext__(self) -> Any:
-        return _checked(await anext(self._requests))
+        request = await self._context.read()
+        if request is grpc.aio.EOF:
+            raise StopAsyncIteration
+        return _valid(request)
 
 
 async def _run(behavior: Callable[[Any, Any], Any], request: Any, context: Any) -> Any:

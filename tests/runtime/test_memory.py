@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -14,10 +15,13 @@ from foremoe.client import (
     RankRegistration,
 )
 from foremoe.errors import ExhaustedError
+from foremoe.rpc.arrays import encode_array
+from foremoe.rpc.v1.foresight_pb2 import ForesightChunk, UploadForesightRequest
+from foremoe.rpc.v1.foresight_pb2_grpc import ForesightServiceStub
 from foremoe.vocabulary import Stage
 from tests.runtime.daemon_process import DaemonProcess
 from tests.runtime.eventually import eventually
-from tests.runtime.uploads import EXPERTS, LAYERS, TOP_K, histogram
+from tests.runtime.uploads import EXPERTS, LAYERS, TOP_K, header, histogram
 
 LIMIT = 256 << 10
 GROUP = RankRegistration("group", 0, 1, 1, 1, EXPERTS, LAYERS)
@@ -117,13 +121,38 @@ def test_refused_uploads_give_their_memory_back_at_once(small_daemon: DaemonProc
         with ControllerClient(small_daemon.address) as client, pytest.raises(ExhaustedError):
             send(client)
 
-    def resident_bytes() -> int:
-        lines = Path(f"/proc/{small_daemon.process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
-
     for _ in range(10):
         refuse()
-    before = resident_bytes()
+    before = resident_bytes(small_daemon)
     for _ in range(60):  # 13 MiB in all
         refuse()
-    assert resident_bytes() < before + (4 << 20)
+    assert resident_bytes(small_daemon) < before + (4 << 20)
+
+
+def test_open_uploads_hold_their_counts_and_no_messages(small_daemon: DaemonProcess) -> None:
+    """Rollouts keep uploads open for hours; each has sent 1 MiB of ids here."""
+    ids = encode_array(np.zeros((250_000, 2, 2), np.uint8))
+    long = UploadForesightRequest(
+        chunk=ForesightChunk(sequence_id="long", tokens=250_000, expert_ids=ids)
+    )
+    ended = Event()
+
+    def messages() -> Iterator[UploadForesightRequest]:
+        yield header(1)
+        yield long
+        ended.wait()
+
+    with small_daemon.open_channel() as channel, ControllerClient(small_daemon.address) as client:
+        before, calls = resident_bytes(small_daemon), []
+        for _ in range(32):
+            held = client.status().stored_bytes
+            calls.append(ForesightServiceStub(channel).UploadForesight.future(messages()))
+            eventually(lambda held=held: client.status().stored_bytes > held)  # type: ignore[misc]
+        after = resident_bytes(small_daemon)
+        ended.set()
+    assert after < before + (16 << 20)
+
+
+def resident_bytes(daemon: DaemonProcess) -> int:
+    lines = Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon:"))
