@@ -7,8 +7,9 @@ taken. A layer that replicas do not speed up stays without.
 
 On one node a layer is done with the first target whose copies are hidden and whose grouped GEMM
 takes at most 2% longer than that of even ranks with one replica each: there is little to gain. Then
-ranks trade pairs to keep more of their own (``foremoe.planner.own_pairs``); on several nodes the
-fastest is given an even dispatch (``foremoe.planner.even_dispatch``), each if that is faster still.
+ranks, if they are few, trade pairs to keep more of their own (``foremoe.planner.own_pairs``). On
+several nodes the fastest is given an even dispatch (``foremoe.planner.even_dispatch``). Each is
+taken if it is faster still.
 """
 
 import numpy as np
@@ -21,12 +22,13 @@ from foremoe.planner.goal import goal_tokens
 from foremoe.planner.micro_step import choose
 from foremoe.planner.own_pairs import keep_own_pairs
 from foremoe.planner.plan import Plan
-from foremoe.planner.pricing import layer_picoseconds
+from foremoe.planner.pricing import layer_picoseconds, node_picoseconds
 from foremoe.planner.problem import StageProblem, Topology
 from foremoe.planner.split import split_by_source
 
 # (target, how eagerly pairs are kept on their rank), on one node; in their node, on several
 ONE_NODE = ((None, 1), (1.02, 0), (1.1, 0))
+OWN_RANKS = 16  # of a node; of more, a rank's own pairs are too small a part
 NEAR_IDEAL = 50  # within a 50th
 NODES = ((1.02, 1), (None, 0), (1.05, 0), (1.2, 0), (1.2, 4), (1.05, 2))
 
@@ -35,11 +37,12 @@ def fastest_plan(problem: StageProblem, load: NDArray[np.int64], cost: CostModel
     """Plan one micro-step's ``load [L, P, E]`` of a stage by its estimated time."""
     topology, home, slots = problem.topology, problem.home, problem.spare_slots
     bound = lower_bound(load.sum(axis=1), home, topology.ranks, slots)
-    replica_expert, quota = fastest_replicas(load, home, bound, topology, slots, cost)
+    replica_expert, quota, time = fastest_replicas(load, home, bound, topology, slots, cost)
+    none = np.full_like(replica_expert, -1), np.zeros_like(quota)
+    slower = time >= _picoseconds(load, home, *none, topology, cost).sum(axis=1)
+    replica_expert[slower], quota[slower] = -1, 0
     tokens = split_by_source(load, home, replica_expert, quota, topology.ranks_per_node)
-    plan = Plan(home, load, replica_expert, tokens, bound)
-    undo_slower(plan, topology.ranks_per_node, cost)
-    return plan
+    return Plan(home, load, replica_expert, tokens, bound)
 
 
 def undo_slower(plan: Plan, ranks_per_node: int, cost: CostModel) -> None:
@@ -55,13 +58,14 @@ def fastest_replicas(
     topology: Topology,
     spare_slots: int,
     cost: CostModel,
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Replicas int32 and quotas int64 ``[L, P, R]``, by the time with all replicas copied.
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Replicas int32 and quotas int64 ``[L, P, R]``; picoseconds with all of them copied ``[L]``.
 
     load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. bound: int64 ``[L]``, the certificate.
     """
     ranks, several = topology.ranks, topology.nodes > 1
-    near = topology if several else Topology(ranks, 1)  # pairs are near in their node, or rank
+    own = not several and ranks <= OWN_RANKS
+    near = Topology(ranks, 1) if own else topology  # pairs are near on their rank, or in their node
     origin = near.by_node(load)
     expert_tokens = origin.sum(axis=1)
     replica_expert = np.full((len(home), ranks, spare_slots), -1, np.int32)
@@ -72,7 +76,7 @@ def fastest_replicas(
         layers: NDArray[np.int64], expert: NDArray[np.int32], pairs: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Take what is faster than what there is; compute, dispatch and exposed copies."""
-        parts = _split_picoseconds(load[layers], home[layers], expert, pairs, topology, cost)
+        parts = _picoseconds(load[layers], home[layers], expert, pairs, topology, cost)
         faster = parts.sum(axis=1) < time[layers]
         chosen = layers[faster]
         time[chosen] = parts.sum(axis=1)[faster]
@@ -90,12 +94,13 @@ def fastest_replicas(
             rest = rest[~_near_ideal(parts, expert_tokens[rest], ranks, cost)]
             if not rest.size:
                 break
-    trade = even_dispatch if several else keep_own_pairs
-    offer(np.arange(len(home)), *trade(origin, home, replica_expert, quota))
-    return replica_expert, quota
+    if several or own:
+        trade = even_dispatch if several else keep_own_pairs
+        offer(np.arange(len(home)), *trade(origin, home, replica_expert, quota))
+    return replica_expert, quota, time
 
 
-def _split_picoseconds(
+def _picoseconds(
     load: NDArray[np.int64],
     home: NDArray[np.int32],
     replica_expert: NDArray[np.int32],
@@ -104,6 +109,8 @@ def _split_picoseconds(
     cost: CostModel,
 ) -> NDArray[np.int64]:
     """Compute, dispatch and exposed copies with the split, all replicas copied: ``[L, 3]``."""
+    if topology.nodes == 1:
+        return node_picoseconds(load, home, replica_expert, quota, cost.prices)
     width = topology.ranks_per_node
     tokens = split_by_source(load, home, replica_expert, quota, width)
     copied = replica_expert >= 0

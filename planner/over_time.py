@@ -199,7 +199,7 @@ class _Slots:
         problem, row = self.problem, micro_step % self.rows
         if not layers.size:
             return
-        wanted, quota = fastest_replicas(
+        wanted, quota, _ = fastest_replicas(
             problem.load[micro_step][layers],
             problem.home[layers],
             self.bound[layers, row],

@@ -88,6 +88,57 @@ def layer_picoseconds(
     return result
 
 
+@kernel
+def node_picoseconds(
+    load: NDArray[np.int64],
+    home: NDArray[np.int32],
+    replica_expert: NDArray[np.int32],
+    quota: NDArray[np.int64],
+    prices: Prices,
+) -> NDArray[np.int64]:
+    """``layer_picoseconds`` of ranks in one node after ``split_by_source``: int64 ``[L, 3]``.
+
+    load: int64 ``[L, P, E]``. home: int32 ``[L, E]``. replica_expert, quota: ``[L, P, R]``, all
+    copied. The split itself is not needed: a replica serves pairs of its own rank first and those
+    of its home's last.
+    """
+    layers, ranks, experts = load.shape
+    slots = quota.shape[2]
+    result = np.zeros((layers, 3), np.int64)
+    for layer in range(layers):
+        weight = np.zeros(experts, np.int64)
+        sent = np.zeros(ranks, np.int64)
+        for source in range(ranks):
+            pairs = load[layer, source]
+            for expert in range(experts):
+                weight[expert] += pairs[expert]
+                sent[source] += pairs[expert]
+        left = weight.copy()
+        received = np.zeros(ranks, np.int64)
+        own = np.zeros(ranks, np.int64)
+        for rank in range(ranks):
+            for slot in range(slots):
+                expert = replica_expert[layer, rank, slot]
+                if expert >= 0:
+                    count = quota[layer, rank, slot]
+                    left[expert] -= count
+                    received[rank] += count
+                    own[rank] += min(count, load[layer, rank, expert])
+        for expert in range(experts):
+            owner = home[layer, expert]
+            received[owner] += left[expert]
+            own[owner] += min(left[expert], load[layer, owner, expert])
+        result[layer, 0] = _compute_time(
+            weight, home[layer], replica_expert[layer], quota[layer], prices
+        )
+        result[layer, 1] = _dispatch_time(Traffic(own, sent, received, sent, received), prices)
+        copied = replica_expert[layer] >= 0
+        result[layer, 2] = _exposed_time(
+            weight, home[layer], replica_expert[layer], quota[layer], copied, ranks, prices
+        )
+    return result
+
+
 @part
 def _compute_time(
     weight: NDArray[np.int64],

@@ -20,8 +20,9 @@ from foremoe.planner.over_time import resident
 from foremoe.planner.plan import Plan
 from foremoe.planner.policies import foremoe
 from foremoe.planner.preset import cluster_preset, cost_model, model_preset
-from foremoe.planner.pricing import layer_picoseconds
+from foremoe.planner.pricing import layer_picoseconds, node_picoseconds
 from foremoe.planner.problem import StageProblem
+from foremoe.planner.split import split_by_source
 from foremoe.vocabulary import Stage
 from tests.planner.problems import problems, skewed_problem
 
@@ -88,6 +89,19 @@ def test_kernels_equal_the_reference(problem: StageProblem, cost: CostModel) -> 
                 pricing_reference.dispatch_time(flow, topology, cost),
                 pricing_reference.exposed_time(weight, home, copies, topology, cost),
             ]
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(max_pairs=2**20), prices)
+def test_in_one_node_the_split_need_not_be_made(problem: StageProblem, cost: CostModel) -> None:
+    ranks = problem.topology.ranks
+    for plan in foremoe(problem):
+        quota = plan.replica_tokens.sum(axis=1)
+        placed = plan.load, plan.home, plan.replica_expert
+        tokens = split_by_source(*placed, quota, ranks)
+        copied = plan.replica_expert >= 0
+        expected = layer_picoseconds(*placed, tokens, copied, ranks, cost.prices)[:, 1]
+        np.testing.assert_array_equal(node_picoseconds(*placed, quota, cost.prices), expected)
 
 
 def without(plan: Plan) -> Plan:
