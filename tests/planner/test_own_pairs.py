@@ -2,7 +2,6 @@
 
 import numpy as np
 from hypothesis import given, settings
-from numpy.typing import NDArray
 
 from foremoe.planner.cost import CostModel
 from foremoe.planner.own_pairs import keep_own_pairs
@@ -12,6 +11,7 @@ from foremoe.planner.policies import foremoe
 from foremoe.planner.problem import StageProblem
 from foremoe.planner.validate import validate
 from tests.planner.problems import problems, skewed_problem
+from tests.planner.test_even_dispatch import received_afar
 
 
 @settings(max_examples=80, deadline=None)
@@ -36,8 +36,8 @@ def test_fewer_pairs_change_their_rank_and_each_rank_computes_as_many() -> None:
         expert, pairs = keep_own_pairs(plan.load, plan.home, plan.replica_expert, quota)
         tokens = placed_tokens(plan.load.sum(axis=1), plan.home, expert, pairs)
         np.testing.assert_array_equal(tokens, plan.rank_tokens())
-        was = received(plan.load, plan.home, plan.replica_expert, quota)
-        became = received(plan.load, plan.home, expert, pairs)
+        was = received_afar(plan.load, plan.home, (plan.replica_expert, quota), width=1)
+        became = received_afar(plan.load, plan.home, (expert, pairs), width=1)
         assert np.all(became <= was)
         before, after = before + was.sum(), after + became.sum()
     assert after < 0.98 * before
@@ -61,24 +61,5 @@ def test_plans_by_time_gain_where_dispatch_in_a_node_is_slow() -> None:
 
 def _received_and_computed(plan: Plan) -> int:
     quota = plan.replica_tokens.sum(axis=1)
-    foreign = received(plan.load, plan.home, plan.replica_expert, quota)
+    foreign = received_afar(plan.load, plan.home, (plan.replica_expert, quota), width=1)
     return int((foreign + plan.rank_tokens().max(axis=1)).sum())
-
-
-def received(
-    load: NDArray[np.int64],
-    home: NDArray[np.int32],
-    replica_expert: NDArray[np.int32],
-    quota: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Most pairs of others that a rank computes, if it serves its own first: ``[L]``."""
-    layers, ranks, experts = load.shape
-    computed = np.zeros((layers, ranks, experts), np.int64)
-    for layer in range(layers):
-        computed[layer, home[layer], np.arange(experts)] = load[layer].sum(axis=0)
-        for rank, slot in np.argwhere(replica_expert[layer] >= 0).tolist():
-            expert, pairs = replica_expert[layer, rank, slot], quota[layer, rank, slot]
-            computed[layer, rank, expert] += pairs
-            computed[layer, home[layer, expert], expert] -= pairs
-    foreign: NDArray[np.int64] = np.maximum(computed - load, 0).sum(axis=2).max(axis=1)
-    return foreign
