@@ -1,7 +1,6 @@
 """A chapter on a Chrome trace: of a simulated run, or of what the processes of a run recorded."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,7 @@ def _stages(trace: Trace) -> dict[StageOfRun, list[Span]]:
 
 def _of_rank(span: Span, process: str) -> Span:
     """With its rank in the track's name, as in simulated runs."""
-    return replace(span, track=f"{span.track} {process}") if process.startswith("rank ") else span
+    return span._replace(track=f"{span.track} {process}") if process.startswith("rank ") else span
 
 
 def _from_its_start(spans: Sequence[Span]) -> list[Span]:

@@ -7,7 +7,7 @@ recorded run writes a file of its own, with the clock of its machine; ``merged``
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ def _apart(spans: Sequence[Span]) -> Iterable[tuple[str, Span]]:
 
 def moved(span: Span, by_ns: int) -> Span:
     """The same, later by so much."""
-    return replace(span, start_ns=span.start_ns + by_ns, end_ns=span.end_ns + by_ns)
+    return span._replace(start_ns=span.start_ns + by_ns, end_ns=span.end_ns + by_ns)
 
 
 def _named(kind: str, name: str, process: int, track: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ nothing until now, and the rest is ``other`` work. Worker threads ``add`` what t
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -79,7 +79,8 @@ class SpanRecorder:
         self, activity: Activity, then: Activity | None = None
     ) -> AbstractContextManager[None]:
         """The compute stream does ``activity``, and afterwards ``then`` or what it did before."""
-        return _OFF if self._activity is None else self._during(activity, then)
+        before = self._activity
+        return _OFF if before is None else _During(self._turn, activity, then or before)
 
     def waited(self, name: str, seconds: float, layer: int = NO_LAYER) -> None:
         """The compute stream has been waiting for ``name`` for so long, until now: exposed time."""
@@ -136,24 +137,34 @@ class SpanRecorder:
             self._turn(OTHER, time.monotonic_ns())
             self._activity = None
 
-    @contextmanager
-    def _during(self, activity: Activity, then: Activity | None) -> Iterator[None]:
-        before = self._activity
-        self._turn(activity, time.monotonic_ns())
-        try:
-            yield
-        finally:
-            self._turn(then or before or OTHER, time.monotonic_ns())
-
     def _turn(self, to: Activity, now_ns: int) -> None:
         """The compute stream does something else from now on."""
         if self._activity is not None and now_ns > self._since_ns:
             self._append(self._activity, self._since_ns, now_ns, 0)
-        self._activity, self._since_ns = to, now_ns
+        self._activity, self._since_ns = to if self.on else None, now_ns
 
     def _append(self, what: Activity, start_ns: int, end_ns: int, nbytes: int) -> None:
         where = (self._micro_step, what.layer, nbytes, self._of)
         span = Span(what.track, what.name, start_ns, end_ns, *where)
         self.spans.append(span)
-        if self._sampling and len(self._sample) < self._sampled:
+        if self._sampling:
             self._sample.append(span)
+            self._sampling = len(self._sample) < self._sampled
+            self.on = self._sampling or self.spans.maxlen != 0
+
+
+class _During:
+    """A part of the compute stream's time; as a generator it would take longer."""
+
+    __slots__ = ("_activity", "_then", "_turn")
+
+    def __init__(
+        self, turn: Callable[[Activity, int], None], activity: Activity, then: Activity
+    ) -> None:
+        self._turn, self._activity, self._then = turn, activity, then
+
+    def __enter__(self) -> None:
+        self._turn(self._activity, time.monotonic_ns())
+
+    def __exit__(self, *_: object) -> None:
+        self._turn(self._then, time.monotonic_ns())

@@ -1,6 +1,5 @@
 """One thing that ran from one moment to another."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 SECOND = 1e9  # nanoseconds
@@ -17,8 +16,7 @@ class StageOfRun(NamedTuple):
     balanced: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """track: the stream it ran on, such as ``compute`` or ``host rank 3``. Times in nanoseconds.
 
     micro_step: which was under way, or for a copy of a simulated run the one it is for.

@@ -1,7 +1,6 @@
 """Reports on what runs left behind: the demo's JSON, timelines, a daemon; and on what is no run."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -80,7 +79,7 @@ def test_the_demos_json_becomes_bars_and_lines(tmp_path: Path) -> None:
 
 def test_a_timeline_is_read_back(tmp_path: Path) -> None:
     timeline = tmp_path / "timeline.json"
-    arguments = ["--workload", "W2_hot_rank", "--policies", "foremoe", "--timeline", str(timeline)]
+    arguments = ["--workload", "W2_hot_rank", "--target", "1.005", "--policies", "foremoe", "--timeline", str(timeline)]
     assert main([*SIMULATE, *arguments]) == 0
     page = report(tmp_path, tmp_path)  # the folder
     assert page.sections() == ["timeline-recompute", "timeline-update"]
@@ -107,17 +106,17 @@ def recorded_run(folder: Path) -> None:
 
     for rank in range(2):
         spans = [
-            replace(span("compute", "forward", 0, 400), of=unbalanced),
-            replace(span("compute", "forward", 500, 90), of=balanced),
-            replace(span("exposed", "copies", 590, 10), of=balanced),
-            replace(span("compute", "forward", 600, 95, 1), of=balanced),
-            replace(span("exposed", "gradients", 695, 5 * rank + 1, 1), of=balanced),
-            replace(span("host", "expert 3", 510, 20), of=balanced),
+            span("compute", "forward", 0, 400)._replace(of=unbalanced),
+            span("compute", "forward", 500, 90)._replace(of=balanced),
+            span("exposed", "copies", 590, 10)._replace(of=balanced),
+            span("compute", "forward", 600, 95, 1)._replace(of=balanced),
+            span("exposed", "gradients", 695, 5 * rank + 1, 1)._replace(of=balanced),
+            span("host", "expert 3", 510, 20)._replace(of=balanced),
         ]
         clock = Clock("machine", 10**18 + rank)  # read at other moments
         write_trace(folder / f"ep0-rank-{rank}.json", Trace({f"rank {rank}": spans}, clock))
     plans = [
-        replace(span("planning", f"plan of micro-step {m}", 490 + 2 * m, 2, m), of=balanced)
+        span("planning", f"plan of micro-step {m}", 490 + 2 * m, 2, m)._replace(of=balanced)
         for m in range(2)
     ]
     write_trace(folder / "daemon-1.json", Trace({"daemon": plans}, Clock("machine", 10**18)))

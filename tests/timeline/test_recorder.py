@@ -142,4 +142,7 @@ def test_a_micro_step_that_is_too_long_alone_is_cut() -> None:
     with spans.micro_step(0, "update", True, 0):
         for _ in range(9):
             spans.add("host", "expert 1", time.monotonic_ns())
+        assert not spans.on  # the rest of the micro-step costs nothing
+        with spans.during(FORWARD):
+            spans.waited("copies", 1.0)
     assert len(spans.take_sample(0, "update")) == 3
