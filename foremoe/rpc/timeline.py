@@ -45,10 +45,14 @@ class Timeline:
 
     @classmethod
     def of(cls, spans: Sequence[Span], ahead_ns: int) -> "Timeline":
-        """ahead_ns: of Unix time before the clock of ``spans``, of which there is at least one."""
+        """ahead_ns: of Unix time before the clock of ``spans``, of which there is at least one.
+
+        What ended later than rows can say, 35 minutes after the first one began, is left out.
+        """
         first = min(span.start_ns for span in spans)
-        rows = [_row(span, first) for span in spans[:MAX_SPANS]]
-        return cls(first + ahead_ns, np.array(rows, np.int32))
+        rows = np.array([_row(span, first) for span in spans[:MAX_SPANS]])
+        in_time = rows[:, 3] + rows[:, 4] <= np.iinfo(np.int32).max
+        return cls(first + ahead_ns, rows[in_time].astype(np.int32))
 
     def spans(self, rank: int) -> Iterator[Span]:
         """With the rank in the track's name, as in simulated runs; in Unix time."""

@@ -79,7 +79,16 @@ def test_the_demos_json_becomes_bars_and_lines(tmp_path: Path) -> None:
 
 def test_a_timeline_is_read_back(tmp_path: Path) -> None:
     timeline = tmp_path / "timeline.json"
-    arguments = ["--workload", "W2_hot_rank", "--target", "1.005", "--policies", "foremoe", "--timeline", str(timeline)]
+    arguments = [
+        "--workload",
+        "W2_hot_rank",
+        "--target",
+        "1.005",
+        "--policies",
+        "foremoe",
+        "--timeline",
+        str(timeline),
+    ]
     assert main([*SIMULATE, *arguments]) == 0
     page = report(tmp_path, tmp_path)  # the folder
     assert page.sections() == ["timeline-recompute", "timeline-update"]
