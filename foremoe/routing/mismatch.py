@@ -65,7 +65,7 @@ class RoutingMismatch:
         position = self._position[layer]
         self._top_k = live.shape[-1]
         if rows is None:
-            rows = SequenceRows({"": torch.arange(len(live))})
+            rows = SequenceRows({"": torch.arange(len(live))}, live.device)
         self._latest[layer] = one = overlap(live, given, position, rows, self._num_experts)
         if self._totals.device != live.device:
             self._totals = self._totals.to(live.device)

@@ -25,11 +25,14 @@ class SequenceRows:
 
     names: of the sequences; "" for a micro-batch that is taken for one. rows: int64 ``[N]``,
     positions in the micro-batch, sequence by sequence. segment: int64 ``[N]``, of each of them.
-    sequence_of_segment: int64 ``[G]``.
+    sequence_of_segment: int64 ``[G]``, in host memory.
     """
 
-    def __init__(self, positions: Mapping[str, Tensor]) -> None:
-        """positions: int64 positions of each sequence's tokens, in order."""
+    def __init__(self, positions: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
+        """positions: int64 positions of each sequence's tokens, in order.
+
+        device: where routing is compared, so that nothing has to be copied there for each layer.
+        """
         self.names = tuple(positions)
         empty = torch.zeros(0, dtype=torch.int64)
         self.rows = torch.cat([empty, *(at.cpu() for at in positions.values())])
@@ -40,7 +43,8 @@ class SequenceRows:
         in_sequence = torch.arange(len(self.rows)) - (lengths.cumsum(0) - lengths)[self._sequence]
         before = (segments.cumsum(0) - segments)[self._sequence]
         last = segments[self._sequence] - 1
-        self.segment = before + (in_sequence // SEGMENT_ROWS).minimum(last)
+        self.segment = (before + (in_sequence // SEGMENT_ROWS).minimum(last)).to(device)
+        self.rows, self._sequence = self.rows.to(device), self._sequence.to(device)
 
     def units(self, counts: Tensor) -> Tensor:
         """Counts of segments ``[G, ...]`` and behind them of sequences, ``[G + S, ...]``."""
@@ -59,7 +63,7 @@ class SequenceRows:
 
     def neighbours(self, distance: int) -> tuple[Tensor, Tensor]:
         """For each row the one ``distance`` rows on, and whether its sequence has it."""
-        index = torch.arange(len(self.rows)) + distance
+        index = torch.arange(len(self.rows), device=self.rows.device) + distance
         there = index.clamp(0, max(len(self.rows) - 1, 0))
         inside = (index == there) & (self._sequence[there] == self._sequence)
         return self.rows[there], inside
@@ -72,8 +76,8 @@ class Overlap:
     own: int64 ``[G, 2]`` by segment: tokens that were replayed, and matching pairs. places: int64
     ``[G, 4, 3]``, for each of PLACES: tokens compared, pairs that match there, and pairs of the
     same tokens that match at their own place. differing: tokens whose set of experts differs,
-    int64. popular: int64 ``[2, E]``, how often each expert was
-    live and given. top_k: pairs of a token. rows: the micro-batch.
+    int64. popular: int64 ``[2, E]``, how often each expert was live and given. top_k: pairs of a
+    token. rows: the micro-batch.
     """
 
     own: Tensor
@@ -99,16 +103,13 @@ def overlap(
     """Compare one layer, without waiting for the device.
 
     live: ``[T, K]`` the router's own choice. given: ``[T, L, K]`` what is replayed in all layers,
-    negative where nothing is. position: of the layer in ``given``.
+    negative where nothing is. position: of the layer in ``given``. All on the device of ``rows``.
     """
-    device = live.device
-    segment = rows.segment.to(device)
     top_k = live.shape[-1]
-    chosen = live[rows.rows.to(device)]
-    here = given[rows.rows.to(device), position]
+    chosen, here = live[rows.rows], given[rows.rows, position]
     present = (here >= 0).all(dim=-1)
     matching = _matching(chosen, here) * present
-    own = _by_segment([present, matching], segment, rows)
+    own = _by_segment([present, matching], rows)
     places = [
         torch.zeros_like(own[:, :1]).expand(-1, 3)
         if not 0 <= position + layers < given.shape[1]
@@ -134,18 +135,18 @@ def _elsewhere(
     distance: int,
     rows: SequenceRows,
 ) -> Tensor:
-    there, inside = (t.to(chosen.device) for t in rows.neighbours(distance))
+    there, inside = rows.neighbours(distance)
     ids = given[there]
     both = present & inside & (ids >= 0).all(dim=-1)
     counts = [both, _matching(chosen, ids) * both, matching * both]
-    return _by_segment(counts, rows.segment.to(chosen.device), rows)
+    return _by_segment(counts, rows)
 
 
-def _by_segment(counts: list[Tensor], segment: Tensor, rows: SequenceRows) -> Tensor:
+def _by_segment(counts: list[Tensor], rows: SequenceRows) -> Tensor:
     """Counts by row, each ``[N]``, as ``[G, counts]``."""
     stacked = torch.stack([count.long() for count in counts], dim=1)
     total = stacked.new_zeros(len(rows.sequence_of_segment), len(counts))
-    return total.index_add(0, segment, stacked)
+    return total.index_add(0, rows.segment, stacked)
 
 
 def _matching(live: Tensor, given: Tensor) -> Tensor:

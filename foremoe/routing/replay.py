@@ -46,6 +46,7 @@ class RoutingReplay:
         self.observers: list[RoutingObserver] = []
         self._position = {layer: i for i, layer in enumerate(layers)}
         self._given: Tensor | None = None
+        self._sequences: Mapping[str, Tensor] | None = None
         self._rows: SequenceRows | None = None
         self._valid: Tensor | None = None
         self._recorded: list[Tensor | None] | None = None
@@ -78,13 +79,11 @@ class RoutingReplay:
                 f"replay: expected expert ids [tokens, {len(self.layers)}, {self.top_k}], "
                 f"got {list(expert_ids.shape)}"
             )
-        self._given = expert_ids.long()
-        if self.mismatch is not None and sequences is not None:
-            self._rows = SequenceRows(sequences)
+        self._given, self._sequences = expert_ids.long(), sequences
         try:
             yield
         finally:
-            self._given = self._rows = None
+            self._given = self._sequences = self._rows = None
 
     def route(
         self, layer: int, chosen: Tensor, weights: Tensor, scores: Scores
@@ -113,7 +112,7 @@ class RoutingReplay:
             )
         self._given = self._given.to(chosen.device)
         if self.mismatch is not None:
-            self.mismatch.compare(layer, chosen, self._given, self._rows)
+            self.mismatch.compare(layer, chosen, self._given, self._rows_on(chosen.device))
         given = self._given[:, self._position[layer]]
         given = torch.where(given == LIVE, chosen, given)
         left_out = given < 0
@@ -121,6 +120,14 @@ class RoutingReplay:
         # number even where it counts for nothing.
         weights = scores(torch.where(left_out, chosen, given))
         return given, weights.masked_fill(left_out, 0.0)
+
+    def _rows_on(self, device: torch.device) -> SequenceRows | None:
+        """Made for the first layer, and anew where one is on another device."""
+        if self._sequences is None:
+            return None
+        if self._rows is None or self._rows.rows.device != device:
+            self._rows = SequenceRows(self._sequences, device)
+        return self._rows
 
     def _stack(self, recorded: list[Tensor | None]) -> Tensor:
         missing = [layer for layer, ids in zip(self.layers, recorded, strict=True) if ids is None]

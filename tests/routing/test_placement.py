@@ -6,16 +6,18 @@ The rollout is the same model with other weights nearby, so engine and trainer d
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from foremoe.errors import InvalidInputError
 from foremoe.integrations.transformers_routers import hook_routers
 from foremoe.routing.mismatch import RoutingMismatch
-from foremoe.routing.placement import SequenceRows
+from foremoe.routing.placement import SequenceRows, overlap
 from foremoe.routing.replay import RoutingReplay
 
 EXPERTS, VOCABULARY = 16, 300
@@ -172,3 +174,21 @@ def test_ordinary_routing_of_many_shapes_passes() -> None:
         for layer in range(4):
             mismatch.compare(layer, live[:, layer], given, rows)
         mismatch.check()
+
+
+class StaysOnItsDevice(TorchDispatchMode):
+    """Fails when a tensor is copied to or from a device: that waits for it."""
+
+    def __torch_dispatch__(self, call: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = call(*args, **(kwargs or {}))
+        if call is torch.ops.aten._to_copy.default:
+            assert result.device == args[0].device
+        return result
+
+
+def test_a_layer_is_compared_without_waiting_for_its_device() -> None:
+    rows = SequenceRows({"a": torch.arange(200), "b": torch.arange(200, 300)}, "meta")
+    live = torch.zeros(300, 2, dtype=torch.int64, device="meta")
+    given = torch.zeros(300, 4, 2, dtype=torch.int64, device="meta")
+    with StaysOnItsDevice():
+        overlap(live, given, 1, rows, EXPERTS)
