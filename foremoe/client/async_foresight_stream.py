@@ -14,8 +14,8 @@ from foremoe.foresight.routing import Routing
 class AsyncForesightStream:
     """One upload: ``await add(...)`` each finished sequence; leaving the block commits.
 
-    An exception inside the block, a cancelled task or a lost daemon leave the daemon as it was. Not
-    for use by several tasks at once; each may have a stream of its own.
+    An exception inside the block or a cancelled task leaves the daemon as it was; a lost daemon is
+    as for ``ForesightStream``. Not for use by several tasks at once; each may have its own.
 
     It is a ``ForesightStream`` in threads: ``grpc.aio`` forgets why the daemon has ended a call
     when a write is under way just then.

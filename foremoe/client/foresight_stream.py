@@ -137,6 +137,13 @@ class ForesightStream:
             if self._aborted or delay is None or not isinstance(failure, UnavailableError):
                 self.abort()
                 raise failure
+            self._begin_again(failure, delay)
+
+    def _begin_again(self, failure: ForemoeError, delay: float) -> None:
+        """Another call, by a new channel: it finds a restarted daemon without a backoff."""
+        with self._changed:
+            self._call.cancel()
+            self._outbox.end_call()  # it may take no more: what was sent is settled
             if not self._outbox.is_repeatable:
                 self.abort()
                 raise UnavailableError(
@@ -144,12 +151,6 @@ class ForesightStream:
                     "most that is kept to be sent again: send its sequences again, in several "
                     "uploads"
                 )
-            self._begin_again(delay)
-
-    def _begin_again(self, delay: float) -> None:
-        """Another call, by a new channel: it finds a restarted daemon without a backoff."""
-        with self._changed:
-            self._call.cancel()
             if self._changed.wait_for(lambda: self._aborted, delay):
                 raise self._ended_error()
             self._close_own_channel()

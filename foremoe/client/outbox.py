@@ -52,23 +52,25 @@ class Outbox:
         Only while the outbox is repeatable, or at first.
         """
         with self.changed:
-            self._end_call()
+            self.end_call()
             if self._kept:
                 self._waiting.extendleft(reversed(self._kept))
                 self._kept = []
             self.sent = self._sent_bytes = 0
             return self._of_call(self._calls)
 
+    def end_call(self) -> None:
+        """The call under way gets no more messages."""
+        with self.changed:
+            self._calls += 1
+            self.changed.notify_all()
+
     def close(self) -> None:
         """End the call's iterator, and drop everything."""
         with self.changed:
-            self._end_call()
+            self.end_call()
             self._waiting.clear()
             self._kept = None
-
-    def _end_call(self) -> None:
-        self._calls += 1
-        self.changed.notify_all()
 
     def _of_call(self, call: int) -> Iterator[UploadForesightRequest]:
         while (message := self._take(call)) is not None:
