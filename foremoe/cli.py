@@ -35,6 +35,12 @@ class Parser(argparse.ArgumentParser):
         close = self._suggestion(message)
         raise InvalidInputError(f"{message}{close}; see {self.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Overridden: of a long list of choices the one that was meant is enough."""
+        if action.choices is not None and value not in action.choices:
+            close = suggestion(str(value), [str(choice) for choice in action.choices])
+            raise argparse.ArgumentError(action, f"invalid choice: {value!r}{close}")
+
     def _suggestion(self, message: str) -> str:
         """For a misspelt flag; a list of all flags would be no help."""
         before, _, word = message.partition("unrecognized arguments: ")

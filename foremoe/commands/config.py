@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the settings of one command, or of all."""
     arguments = options.arguments
+    if arguments[:1] in (["-h"], ["--help"]):
+        command_parser("config").print_help()
+        return 0
     if arguments[:1] == ["--json"]:  # argparse takes it for one of the rest
         options.json, arguments = True, arguments[1:]
     sections: dict[str, dict[str, Setting]] = {}

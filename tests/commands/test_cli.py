@@ -44,7 +44,8 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         (["serve", "--socket", "a", "--listen", "b"], "not allowed with argument --socket"),
         (["config", "show", "srve"], "srve is no command with options; did you mean serve?"),
         (["config", "show", "serve", "--max-steps", "x"], "invalid int value"),
-        (["completion", "dosh"], "invalid choice: 'dosh'"),
+        (["completion", "dosh"], "invalid choice: 'dosh'; there are bash, fish, powershell,"),
+        (["plan", "t.npz", "--ranks", "8", "--policy", "foremo"], "; did you mean foremoe?; see"),
     ],
 )
 def test_wrong_arguments_are_one_line_and_exit_2(
@@ -54,6 +55,11 @@ def test_wrong_arguments_are_one_line_and_exit_2(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert (captured.err.count("\n"), text in captured.err) == (1, True), captured.err
+
+
+def test_help_of_config_show_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: foremoe config show")
 
 
 def test_interrupted_is_130(
