@@ -132,5 +132,8 @@ def _show(findings: list[Finding], ready: bool, console: Console) -> None:
         for cure, what in cures.items():
             line = Text.assemble((f"{state}: ", _COLOURS[state]), f"{', '.join(what)}: {cure}")
             console.print(line, soft_wrap=True)
-    failed = sum(each.state is State.FAILED for each in findings)
-    console.print("[green]ready[/]" if ready else f"[red]not ready[/]: {failed} of these must work")
+    if ready:
+        console.print("[green]ready[/]")
+    else:
+        failed = ", ".join(each.what for each in findings if each.state is State.FAILED)
+        console.print(f"[red]not ready[/], must work: {failed}", highlight=False, soft_wrap=True)

@@ -73,7 +73,7 @@ def test_a_host_cache_that_does_not_fit_is_exit_1(
     assert main(["check", *space, "--cache-bytes", "900T"]) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "the host cache takes 921600.0 GiB" in shown
-    assert "not ready: 1 of these must work" in shown
+    assert "not ready, must work: host cache space" in shown
 
 
 def _install(directory: Path, name: str, version: str) -> None:
