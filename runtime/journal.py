@@ -85,10 +85,15 @@ def log_step(step: int, ep_group: str, stages: Iterable[StageStatus]) -> None:
 
 
 def _summary(stage: StageStatus) -> str:
-    received = ", ".join(f"{path.path} {path.copied_bytes / 2**20:.1f} MiB" for path in stage.paths)
-    return (
+    planned = (
         f"{stage.stage} {stage.reported}/{stage.micro_steps} micro-steps in {stage.seconds:.3f} s, "
         f"imbalance {stage.imbalance_before:.3f} -> {stage.imbalance_after:.3f}, "
+    )
+    if not stage.reported:
+        return f"{planned}not measured"
+    received = ", ".join(f"{path.path} {path.copied_bytes / 2**20:.1f} MiB" for path in stage.paths)
+    return (
+        f"{planned}"
         f"measured {stage.imbalance_measured:.3f}, exposed {stage.exposed_seconds * 1e3:.1f} ms, "
         f"{received}"
     )

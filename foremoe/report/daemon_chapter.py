@@ -112,16 +112,20 @@ def _layers(detail: StageDetail) -> Chart:
         f"{name}: imbalance {status.imbalance_before:.2f} before, "
         f"{status.imbalance_after:.3f} planned"
     )
+    caption = "Mean over the stage's micro-steps."
+    columns: tuple[str, ...] = ("layer", "before", "planned")
     if status.reported:
         finding += f", {status.imbalance_measured:.3f} measured"
+        caption += " Measured: pairs that the ranks say they computed."
+        columns += ("measured", "exposed ms")
     return Chart(
         f"layers-{status.stage}",
         finding,
-        "Mean over the stage's micro-steps. Measured: pairs that the ranks say they computed.",
+        caption,
         f"Dots for {len(rows)} layers. {finding}.",
         drawing,
         Numbers(
-            ("layer", "before", "planned", "measured", "exposed ms"),
+            columns,
             [
                 (
                     layer.layer,
@@ -129,7 +133,7 @@ def _layers(detail: StageDetail) -> Chart:
                     layer.imbalance_after,
                     layer.imbalance_measured,
                     1e3 * layer.exposed_seconds,
-                )
+                )[: len(columns)]
                 for layer in detail.layers
             ],
         ),

@@ -111,6 +111,7 @@ def test_what_ran_when_is_what_the_ranks_recorded(page: Page) -> None:
 
 def test_what_no_rank_has_reported_is_a_line_and_no_empty_figure(told: Told) -> None:
     page = Page(told.planned)
+    assert {len(row) for row in page.numbers("layers-update")} == {3}  # nothing measured
     figures = ("layers", "heatmap", "imbalance", "frontier", "traffic")
     assert page.sections() == [f"{figure}-update" for figure in figures]
     assert page.missing() == [

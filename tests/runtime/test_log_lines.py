@@ -63,4 +63,5 @@ def test_text_log_says_the_same_and_debug_says_more(folder: Path) -> None:
     for step in (1, 2, 3):
         assert log.count(f" step {step} of ep0: recompute {MICRO_STEPS}/{MICRO_STEPS} ") == 1
     assert "2 of 6 micro-steps degraded (no plan in time 2)" in log
+    assert log.count(", not measured") == 1
     assert log.count("micro-steps planned in") == 6
