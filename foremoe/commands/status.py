@@ -56,9 +56,12 @@ def print_status(status: RuntimeStatus, console: Console) -> None:
 
 
 def _stage_table(step: StepStatus) -> Table:
-    table = Table("EP group", "stage", "planned")
-    table.add_column("imbalance", no_wrap=True)
-    for heading in ("replicas/layer", "degraded", "planning"):
+    """Fits into 80 columns: only the group's name and one heading wrap."""
+    table = Table("EP group")
+    for heading in ("stage", "plans", "imbalance"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("replicas a layer", justify="right")
+    for heading in ("degraded", "planning"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in step.stages:
         table.add_row(

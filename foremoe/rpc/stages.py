@@ -12,6 +12,9 @@ _FROM_WIRE = {int(value): stage for stage, value in _TO_WIRE.items()}
 
 
 def encode_stage(stage: Stage) -> stage_pb2.Stage:
+    """Raises InvalidInputError for what is no stage, as callers without types may pass."""
+    if stage not in _TO_WIRE:
+        raise InvalidInputError(f"stage: {stage!r} is none; give one of {', '.join(_TO_WIRE)}")
     return _TO_WIRE[stage]
 
 

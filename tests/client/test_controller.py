@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -179,6 +180,8 @@ def test_daemons_refusals_come_back_as_their_classes(daemon: DaemonProcess) -> N
             client.submit_schedule("nobody", 6, Stage.UPDATE, once)
         with pytest.raises(InvalidInputError, match="micro_steps"):
             client.submit_schedule("refusals", 6, Stage.UPDATE, [])
+        with pytest.raises(InvalidInputError, match="give one of recompute, update"):
+            client.submit_schedule("refusals", 6, cast(Stage, "rollout"), once)
         assert client.submit_schedule("refusals", 6, Stage.UPDATE, once) == 1
         with pytest.raises(ConflictError, match="another schedule"):
             client.submit_schedule("refusals", 6, Stage.UPDATE, once * 2)
@@ -293,6 +296,7 @@ def test_status_command_prints_tables_or_json(
         assert main(["status", "--socket", daemon.address]) == 0
         shown = capsys.readouterr().out
         assert "shown" in shown
+        assert "…" not in shown  # 80 columns are enough
         assert "step 7: planned, 1 sequences" in shown
         assert main(["status", "--socket", daemon.address, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
