@@ -245,7 +245,7 @@ def _why_hiding(limits: Limits, tokens: int) -> str:
     verdict = "hidden" if limits.tokens >= tokens else "partly exposed: take larger micro-steps"
     return (
         f"one copy a layer is hidden under a forward pass from {tokens} tokens a rank; "
-        f"with {limits.tokens} copies are {verdict}"
+        f"at {limits.tokens} tokens copies are {verdict}"
     )
 
 

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         f"{advice.spare_slots}, host cache {advice.cache_bytes / _GIB:.0f} GiB a node[/bold]"
     )
     for reason in advice.reasons:
-        console.print(f"- {reason}", highlight=False)
+        console.print(f"- {reason}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -49,7 +49,7 @@ def summarise(options: DemoOptions, steps: list[dict[str, Any]]) -> dict[str, An
         _by_step(steps, both, f"seconds_{way}") for way in ("unbalanced", "balanced")
     )
     ratios = unbalanced / balanced
-    window = min(3, -(-len(steps) // 2))
+    window = min(3, max(1, len(steps) // 2))
     degraded = Counter(
         reason
         for step in steps

@@ -61,7 +61,8 @@ def _chapters(
         if isinstance(first, dict) and key in first:
             return make(path, content)
     raise InvalidInputError(
-        f"{path}: is neither of foremoe plan --json, foremoe demo --json nor a Chrome trace"
+        f"{path}: is neither of foremoe plan --json, foremoe demo --json nor a Chrome trace; "
+        "name only files that a page can be made of"
     )
 
 
