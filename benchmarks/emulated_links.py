@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
@@ -147,8 +149,10 @@ class LinkedCache(HostExpertCache):
     clock: LinkClock
     link: EmulatedLink
 
-    def read(self, layer: int, expert: int, generation: int, out: Tensor, first: int = 0) -> None:
-        carried = min(out.numel(), self.layout.payload_bytes - first)  # without padding
+    def read(
+        self, layer: int, expert: int, generation: int, out: NDArray[np.uint8], first: int = 0
+    ) -> None:
+        carried = min(out.size, self.layout.payload_bytes - first)  # without padding
         flight = self.clock.ask([self.link], carried)
         super().read(layer, expert, generation, out, first)
         self.clock.wait(flight)
