@@ -84,6 +84,14 @@ class RuntimeConfig:
                 f"event_loop: {self.event_loop!r} is none of {', '.join(EVENT_LOOPS)}"
             )
 
+    def summary(self) -> str:
+        """Whom the daemon follows, or how it plans, for the log."""
+        if self.join:
+            return f"following {self.join}"
+        prices = "" if self.model is None else f" by time of {self.model} on {self.cluster}"
+        target = "" if self.target is None else f" to {self.target}"
+        return f"policy {self.policy}{prices}{target}"
+
     def cost(self, stage: Stage) -> CostModel | None:
         """What a stage's plans are priced with. Raises InvalidInputError for an unknown preset."""
         return None if self.model is None else _prices(self.model, self.cluster, stage)

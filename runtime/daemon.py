@@ -108,9 +108,7 @@ class Daemon:
             "serving at %s, pid %d, %s, %s",
             " and ".join(address.target for address in self._addresses),
             os.getpid(),
-            f"following {self._config.join}"
-            if self._config.join
-            else f"policy {self._config.policy}",
+            self._config.summary(),
             type(loop).__module__.partition(".")[0],
         )
         await stop.wait()

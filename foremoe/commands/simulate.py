@@ -36,6 +36,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from foremoe.commands.ranges import check_least, check_spare_slots
+from foremoe.configuration import suggestion
 from foremoe.errors import InvalidInputError
 from foremoe.foresight.trace import load_trace
 from foremoe.outputs import check_writable, write_json
@@ -206,8 +207,12 @@ def _heat(place: str) -> NDArray[np.float64]:
         raise InvalidInputError(f"--heat {place!r}: expected FILE.npz:NAME")
     try:
         with np.load(file) as archive:
+            if name not in archive:
+                raise InvalidInputError(
+                    f"--heat {place!r}: {file} has no array {name!r}{suggestion(name, archive.files)}"
+                )
             return np.asarray(archive[name], np.float64)
-    except (OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise InvalidInputError(f"--heat {place!r}: cannot be read ({error})") from error
 
 
