@@ -208,9 +208,8 @@ def _heat(place: str) -> NDArray[np.float64]:
     try:
         with np.load(file) as archive:
             if name not in archive:
-                raise InvalidInputError(
-                    f"--heat {place!r}: {file} has no array {name!r}{suggestion(name, archive.files)}"
-                )
+                close = suggestion(name, archive.files)
+                raise InvalidInputError(f"--heat: {file} has no array {name!r}{close}")
             return np.asarray(archive[name], np.float64)
     except (OSError, ValueError, TypeError) as error:
         raise InvalidInputError(f"--heat {place!r}: cannot be read ({error})") from error
