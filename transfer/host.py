@@ -76,7 +76,7 @@ class SharedMemoryTransport(HostTransport):
         if self._last not in (None, reading):
             self._record_span()
         try:
-            self._read_chunk(reading)
+            self._read(reading)
         except ForemoeError as error:
             self._give_up(reading, error)
         else:
@@ -97,17 +97,22 @@ class SharedMemoryTransport(HostTransport):
         self._pool.wait_any_free([reading.copy.slot for reading in waiting], _LOOK_SECONDS)
         return bool(waiting)
 
-    def _read_chunk(self, reading: _Reading) -> None:
-        copy, first = reading.copy, reading.done
+    def _read(self, reading: _Reading) -> None:
+        """A chunk, or as many as there are while nothing is posted and nothing else is urgent."""
+        copy = reading.copy
         if reading.slab is None:
             reading.slab = self._pool.begin_fill(copy.slot, wait_seconds=0.0).numpy()
         began = time.monotonic()
         if reading is not self._last:
             self._last, reading.since = reading, began
-        part = reading.slab[first : first + self._chunk_bytes]
-        self._cache.read(copy.layer, copy.expert, reading.generation, part, first)
+        most_urgent = self._waiting.waiting()[0] is reading
+        while True:
+            part = reading.slab[reading.done : reading.done + self._chunk_bytes]
+            self._cache.read(copy.layer, copy.expert, reading.generation, part, reading.done)
+            reading.done += part.size
+            if reading.done == reading.slab.size or not most_urgent or self._worker.busy:
+                break
         reading.seconds += time.monotonic() - began
-        reading.done += part.size
 
     def _end(self, reading: _Reading) -> None:
         copy, nbytes = reading.copy, self._cache.layout.payload_bytes

@@ -39,6 +39,11 @@ class Worker:
         """Queue ``job``; returns at once."""
         self._jobs.put(job)
 
+    @property
+    def busy(self) -> bool:
+        """Whether jobs are queued."""
+        return not self._jobs.empty()
+
     def close(self, wait_seconds: float) -> bool:
         """End the thread after the jobs queued so far; False if it still runs at the deadline."""
         self._jobs.put(None)
