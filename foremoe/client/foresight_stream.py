@@ -103,7 +103,7 @@ class ForesightStream:
             return
         self._wait(lambda: self._outbox.has_room)
         self._outbox.put(self._upload.commit(), last=True)
-        self._wait(lambda: self._call.done())
+        self._wait(lambda: False)  # but until it is answered: a call that is done may have failed
         response = self._call.result()
         self.sequences_added = response.sequences_added
         self.sequences_known = response.sequences_known
