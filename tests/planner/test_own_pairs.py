@@ -17,6 +17,15 @@ from tests.planner.test_even_dispatch import received_afar
 @settings(max_examples=80, deadline=None)
 @given(problems(max_pairs=2**33))
 def test_the_kernel_equals_the_reference(problem: StageProblem) -> None:
+    assert_equal_to_the_reference(problem)
+
+
+def test_the_kernel_equals_the_reference_where_slots_are_full() -> None:
+    for seed in range(4):
+        assert_equal_to_the_reference(skewed_problem(seed, 8, 8, 24, 1, micro_steps=2))
+
+
+def assert_equal_to_the_reference(problem: StageProblem) -> None:
     for plan in foremoe(problem):
         quota = plan.replica_tokens.sum(axis=1)
         expert, pairs = keep_own_pairs(plan.load, plan.home, plan.replica_expert, quota)
