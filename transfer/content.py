@@ -6,7 +6,7 @@ expert's home reckoned over its weights.
 """
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ _STAMP = struct.Struct("<8sqqqI")
 _MAGIC = b"FOREMOE\0"
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """One expert's weights as of one generation."""
 
     layer: int
@@ -30,9 +29,12 @@ class Content:
 
 def write_stamp(slab: Tensor, content: Content, checksum: int = 0) -> None:
     """Say that ``slab`` (uint8) holds ``content``."""
-    stamp = _STAMP.pack(_MAGIC, content.layer, content.expert, content.generation, checksum)
-    stamped = torch.frombuffer(bytearray(stamp), dtype=torch.uint8)
-    slab[-STAMP_BYTES:][: _STAMP.size].copy_(stamped)
+    stamp = (_MAGIC, content.layer, content.expert, content.generation, checksum)
+    if slab.device.type == "cpu":
+        _STAMP.pack_into(slab.numpy().data, slab.nbytes - STAMP_BYTES, *stamp)
+    else:
+        written = torch.frombuffer(bytearray(_STAMP.pack(*stamp)), dtype=torch.uint8)
+        slab[-STAMP_BYTES:][: _STAMP.size].copy_(written)
 
 
 def erase_stamp(slab: Tensor) -> None:

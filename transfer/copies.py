@@ -1,15 +1,17 @@
 """What must be copied: from what every slot must hold and what the group's slots hold now."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.planner.kernel import kernel, part
 from foremoe.transfer.schedule.links import NEVER
 
 EMPTY = -1
+_NO_FAULT, _UNKNOWN, _TWICE, _AT_HOME = range(4)
 
 
 class Path(StrEnum):
@@ -19,8 +21,7 @@ class Path(StrEnum):
     PEER = "peer"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Fill:
+class Fill(NamedTuple):
     """Slot ``slot`` of rank ``rank`` must receive ``expert``."""
 
     rank: int
@@ -28,8 +29,7 @@ class Fill:
     expert: int
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Copy:
+class Copy(NamedTuple):
     """One slab to move: expert ``expert`` of ``layer`` into ``slot`` of rank ``destination``.
 
     source: the expert's home; on the host path its bytes come from the node's host cache instead.
@@ -50,18 +50,14 @@ def check_wanted(wanted: NDArray[np.int32], home: NDArray[np.int32]) -> None:
 
     Experts must exist, differ within a rank, and live on another rank than their home.
     """
-    if wanted.size and (int(wanted.min()) < EMPTY or int(wanted.max()) >= home.size):
+    fault, rank, slot = _first_fault(wanted, home)
+    if fault == _UNKNOWN:
         raise InvalidInputError(f"replicas: experts must lie in [0, {home.size}), -1 for none")
-    ordered = np.sort(wanted, axis=1)
-    twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != EMPTY)
-    if twice.any():
-        rank = int(np.argmax(twice.any(axis=1)))
+    if fault == _TWICE:
         raise InvalidInputError(
             f"replicas: rank {rank} is to hold an expert twice: {wanted[rank].tolist()}"
         )
-    at_home = (home[wanted] == np.arange(wanted.shape[0])[:, None]) & (wanted != EMPTY)
-    if at_home.any():
-        rank, slot = np.argwhere(at_home)[0].tolist()
+    if fault == _AT_HOME:
         raise InvalidInputError(
             f"replicas: rank {rank} is the home of expert {wanted[rank, slot]}; "
             "a replica belongs on another rank"
@@ -76,12 +72,13 @@ def held(experts: NDArray[np.int32], content: NDArray[np.int32]) -> NDArray[np.b
 
 
 def assign_slots(
-    wanted: NDArray[np.int32], content: NDArray[np.int32]
+    wanted: NDArray[np.int32], content: NDArray[np.int32], first_slot: int = 0
 ) -> tuple[NDArray[np.int32], list[Fill]]:
     """Choose slots so that what is already there need not be copied again.
 
     wanted: int32 ``[P, R]``, the experts each rank must hold, -1 for none; the position is a wish.
-    content: int32 ``[P, R]``, the experts in the slots now, -1 for none.
+    content: int32 ``[P, R]``, the experts in the slots now, -1 for none. first_slot: the number of
+    their first slot.
 
     An expert already in one of its rank's slots stays there. Another one takes the slot named in
     ``wanted`` if that holds nothing wanted, else the first empty one, else the first whose expert
@@ -91,30 +88,55 @@ def assign_slots(
     >>> assign_slots(np.array([[4, 7]], np.int32), np.array([[7, 2]], np.int32))
     (array([[7, 4]], dtype=int32), [Fill(rank=0, slot=1, expert=4)])
     """
+    after = _content_after(wanted, content)
+    ranks, slots = np.nonzero(after != content)
+    numbers = (slots + first_slot).tolist()
+    return after, list(map(Fill, ranks.tolist(), numbers, after[ranks, slots].tolist()))
+
+
+@kernel
+def _first_fault(wanted: NDArray[np.int32], home: NDArray[np.int32]) -> tuple[int, int, int]:
+    """What is wrong with ``wanted``, if anything, and on which rank and in which slot."""
+    for rank in range(wanted.shape[0]):
+        for slot in range(wanted.shape[1]):
+            expert = wanted[rank, slot]
+            if expert < EMPTY or expert >= home.size:
+                return _UNKNOWN, rank, slot
+            if expert != EMPTY and _is_in(expert, wanted[rank, :slot]):
+                return _TWICE, rank, slot
+            if expert != EMPTY and home[expert] == rank:
+                return _AT_HOME, rank, slot
+    return _NO_FAULT, 0, 0
+
+
+@kernel
+def _content_after(wanted: NDArray[np.int32], content: NDArray[np.int32]) -> NDArray[np.int32]:
     after = content.copy()
-    fills: list[Fill] = []
-    absent = (wanted != EMPTY) & ~held(wanted, content)
-    for rank in np.flatnonzero(absent.any(axis=1)).tolist():
-        missing = [(slot, int(wanted[rank, slot])) for slot in _slots(absent[rank])]
-        open_slots = _open_slots(wanted[rank], content[rank])
-        named = [(slot, expert) for slot, expert in missing if slot in open_slots]
-        unnamed = [(slot, expert) for slot, expert in missing if slot not in open_slots]
-        for slot, _ in named:
-            open_slots.remove(slot)
-        moved = [(open_slots.pop(0), expert) for _, expert in unnamed]
-        for slot, expert in named + moved:
-            after[rank, slot] = expert
-            fills.append(Fill(rank, slot, expert))
-    return after, sorted(fills)
+    for rank in range(wanted.shape[0]):
+        row, slots = wanted[rank], after[rank]
+        for slot in range(row.size):
+            missing = row[slot] != EMPTY and not _is_in(row[slot], slots)
+            if missing and (slots[slot] == EMPTY or not _is_in(slots[slot], row)):
+                slots[slot] = row[slot]
+        for slot in range(row.size):
+            if row[slot] != EMPTY and not _is_in(row[slot], slots):
+                slots[_first_open(slots, row)] = row[slot]
+    return after
 
 
-def _slots(chosen: NDArray[np.bool_]) -> list[int]:
-    return [slot for slot, is_chosen in enumerate(chosen.tolist()) if is_chosen]
+@part
+def _is_in(expert: int, row: NDArray[np.int32]) -> bool:
+    found: bool = (row == expert).any()
+    return found
 
 
-def _open_slots(wanted: NDArray[np.int32], content: NDArray[np.int32]) -> list[int]:
-    """Slots that may be overwritten, empty ones first."""
-    kept = set(wanted.tolist()) - {EMPTY}
-    empty = [s for s, e in enumerate(content.tolist()) if e == EMPTY]
-    stale = [s for s, e in enumerate(content.tolist()) if e != EMPTY and e not in kept]
-    return empty + stale
+@part
+def _first_open(slots: NDArray[np.int32], wanted: NDArray[np.int32]) -> int:
+    """The first empty slot, else the first whose expert is not wanted."""
+    stale = -1
+    for slot in range(slots.size):
+        if slots[slot] == EMPTY:
+            return slot
+        if stale < 0 and not _is_in(slots[slot], wanted):
+            stale = slot
+    return stale

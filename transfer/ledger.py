@@ -63,7 +63,7 @@ class Ledger:
     ) -> None:
         self._row = {layer: row for row, layer in enumerate(layers)}
         self._shape = (ranks, spare_slots)
-        self.home = home
+        self.home = home.copy()
         self._frame_layer = [NO_LAYER] * frames
         self._unused = list(range(frames))  # frames without an open promise, oldest first
         self._content = np.full((frames, ranks, spare_slots), EMPTY, np.int32)
@@ -119,29 +119,22 @@ class Ledger:
             raise NotReadyError(
                 f"layer {layer}: all slots are promised to layers {list(self._open)}; release one"
             )
+        wanted = np.array(wanted, np.int32)
         check_wanted(wanted, self.home[row])
         frame, evicted = self._take_frame(layer)
         content = self._content[frame].copy()
         if serving is not None:
             wanted = np.where(serving | held(wanted, content), wanted, np.int32(EMPTY))
-        after, fills = assign_slots(wanted, content)
+        first = frame * self._shape[1]
+        after, fills = assign_slots(wanted, content, first)
         placement = np.where(held(after, wanted), after, np.int32(EMPTY)).astype(np.int32)
         serves = placement != EMPTY
         if serving is not None:
             serves = held(after, np.where(serving, wanted, np.int32(EMPTY)))
-        for fill in fills:
-            if self._owing[frame, fill.rank, fill.slot]:
-                evicted.append(self._settle(frame, fill.rank, fill.slot))
+        overwritten = self._owing[frame] & (after != content)
+        evicted += [self._settle(frame, *place) for place in np.argwhere(overwritten).tolist()]
         self._content[frame] = after
-        first = frame * self._shape[1]
-        promise = Promise(
-            layer,
-            first,
-            placement,
-            serves,
-            [Fill(fill.rank, first + fill.slot, fill.expert) for fill in fills],
-            content,
-        )
+        promise = Promise(layer, first, placement, serves, fills, content)
         self._open[layer] = promise
         return promise, evicted
 
@@ -226,7 +219,7 @@ class Ledger:
         assert not self._open, "contents are voided while promises are open"
         assert not self._owing.any(), "contents are voided while they owe gradients"
         self._content.fill(EMPTY)
-        self.home = home
+        self.home = home.copy()
 
     def _take_frame(self, layer: int) -> tuple[int, list[GradientCopy]]:
         """The frame for a layer, and the gradients another layer left there."""

@@ -109,15 +109,11 @@ class GlooPeerTransport(PeerTransport, Probed):
     ) -> None:
         for indices in rounds_in_order([(copy.source, copy.destination) for copy in copies]):
             dealt = [copies[index] for index in indices]
-            mine = FillRound(
-                self._ends,
-                [(copy, outgoing[copy]) for copy in dealt if copy.source == self._rank],
-                [copy for copy in dealt if copy.destination == self._rank],
-                generation,
-                self._fill_otherwise,
-            )
-            takes_part = any(self._rank in (copy.source, copy.destination) for copy in dealt)
-            self._start(mine, takes_part)
+            out = next((copy for copy in dealt if copy.source == self._rank), None)
+            into = next((copy for copy in dealt if copy.destination == self._rank), None)
+            sent = None if out is None else (out, outgoing[out])
+            mine = FillRound(self._ends, sent, into, generation, self._fill_otherwise)
+            self._start(mine, out is not None or into is not None)
 
     def _return(
         self,
@@ -129,14 +125,11 @@ class GlooPeerTransport(PeerTransport, Probed):
         computed.wait()
         for indices in rounds([(copy.rank, copy.home) for copy in copies]):
             dealt = [copies[index] for index in indices]
-            mine = GradientRound(
-                self._ends,
-                [copy for copy in dealt if copy.rank == self._rank],
-                {copy: into[copy] for copy in dealt if copy.home == self._rank},
-                generation,
-            )
-            takes_part = any(self._rank in (copy.rank, copy.home) for copy in dealt)
-            self._start(mine, takes_part)
+            out = next((copy for copy in dealt if copy.rank == self._rank), None)
+            home = next((copy for copy in dealt if copy.home == self._rank), None)
+            received = None if home is None else (home, into[home])
+            mine = GradientRound(self._ends, out, received, generation)
+            self._start(mine, out is not None or home is not None)
 
     def _start(self, mine: PeerRound, takes_part: bool) -> None:
         """Post one round; every rank counts all rounds, so that tags agree."""
@@ -171,17 +164,22 @@ class GlooPeerTransport(PeerTransport, Probed):
         else:
             received = oldest.end()
             self._received += received
-            self._far |= any(map(self._is_far, oldest.sources()))
-            # It moves its bytes once those of the round before have landed.
-            track, name, layer = oldest.label()
-            since = max(began, self._landed_ns)
-            self._ends.statistics.spans.add(track, name, since, layer, received)
-            self._landed_ns = time.monotonic_ns()
+            source = oldest.source()
+            self._far |= source is not None and self._is_far(source)
+            self._record_span(oldest, began, received)
             if self._received and not self._flying:
                 # Only a whole busy time tells: rounds overlap, so that one seems to take no time.
                 busy = time.monotonic() - self._busy_since
                 self._ends.statistics.add_speed(Path.PEER, self._received, busy, self._far)
         return True
+
+    def _record_span(self, landed: PeerRound, began: int, received: int) -> None:
+        if self._ends.statistics.spans.on:
+            track, name, layer = landed.label()
+            # It moves its bytes once those of the round before have landed.
+            since = max(began, self._landed_ns)
+            self._ends.statistics.spans.add(track, name, since, layer, received)
+        self._landed_ns = time.monotonic_ns()
 
     def _died(self, error: TransferError) -> None:
         self._lost = self._lost or error

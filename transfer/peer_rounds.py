@@ -16,7 +16,7 @@ from foremoe.transfer.gradients import GradientCopy, GradientInbox
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.slots import SlotPool, SlotState
 from foremoe.transfer.statistics import StatisticsRecorder
-from foremoe.transfer.ticket import Ticket, mark
+from foremoe.transfer.ticket import mark
 
 _SEQUENCE_BITS = 12
 _SEQUENCES = (1 << _SEQUENCE_BITS) - 64  # room for the messages of the last round
@@ -91,8 +91,8 @@ class PeerRound(ABC):
         """The peer path is lost, before or during this round."""
 
     @abstractmethod
-    def sources(self) -> list[int]:
-        """The ranks from which something comes in."""
+    def source(self) -> int | None:
+        """The rank from which something comes in, if anything does."""
 
     @abstractmethod
     def label(self) -> tuple[str, str, int]:
@@ -116,8 +116,8 @@ class FillRound(PeerRound):
     def __init__(
         self,
         ends: PeerEnds,
-        outgoing: Sequence[tuple[Copy, Mapping[str, Tensor]]],
-        incoming: Sequence[Copy],
+        outgoing: tuple[Copy, Mapping[str, Tensor]] | None,
+        incoming: Copy | None,
         generation: int,
         other_path: Callable[[Copy, int, TransferError], None],
     ) -> None:
@@ -126,21 +126,24 @@ class FillRound(PeerRound):
         self._incoming = incoming
         self._generation = generation
         self._other_path = other_path
-        self._checksum = torch.zeros(1, dtype=torch.int64)
+        self._checksum = torch.zeros(1, dtype=torch.int64) if ends.checksums else None
         self._landings: list[Landing] = []
 
     def ready(self) -> bool:
-        return all(self._ends.pool.state(copy.slot) is SlotState.FREE for copy in self._incoming)
+        copy = self._incoming
+        return copy is None or self._ends.pool.state(copy.slot) is SlotState.FREE
 
     def begin(self, wire: Wire) -> list[Work]:
         ends, works = self._ends, []
-        for copy in self._incoming:
+        if (copy := self._incoming) is not None:
             ends.pool.begin_fill(copy.slot, wait_seconds=0.0)
             self._landings = [Landing(view) for view in ends.pool.weight_views(copy.slot).values()]
             into = [landing.host for landing in self._landings]
-            into += [self._checksum] if ends.checksums else []
+            if self._checksum is not None:
+                into.append(self._checksum)
             works += wire.receive(into, copy.source, self._content(copy))
-        for copy, tensors in self._outgoing:
+        if self._outgoing is not None:
+            copy, tensors = self._outgoing
             sent = list(tensors.values())
             if ends.checksums:
                 sent.append(torch.tensor([ends.layout.checksum(tensors)]))
@@ -148,29 +151,33 @@ class FillRound(PeerRound):
         return works
 
     def end(self) -> int:
-        ends = self._ends
-        for copy in self._incoming:
-            content = self._content(copy)
-            for landing in self._landings:
-                landing.forward()
-            if ends.pool.stamps:
-                write_stamp(ends.pool.weights(copy.slot), content, int(self._checksum.item()))
-            ends.pool.end_fill(copy.slot, content, mark(ends.pool.device))
-            ends.statistics.add_copy(Path.PEER, ends.layout.payload_bytes)
-        return len(self._incoming) * ends.layout.payload_bytes
+        ends, copy = self._ends, self._incoming
+        if copy is None:
+            return 0
+        content = self._content(copy)
+        for landing in self._landings:
+            landing.forward()
+        if ends.pool.stamps:
+            checksum = 0 if self._checksum is None else int(self._checksum.item())
+            write_stamp(ends.pool.weights(copy.slot), content, checksum)
+        ends.pool.end_fill(copy.slot, content, mark(ends.pool.device))
+        ends.statistics.add_copy(Path.PEER, ends.layout.payload_bytes)
+        return ends.layout.payload_bytes
 
     def give_up(self, error: TransferError) -> None:
-        for copy in self._incoming:
-            self._other_path(copy, self._generation, error)
+        if self._incoming is not None:
+            self._other_path(self._incoming, self._generation, error)
 
-    def sources(self) -> list[int]:
-        return [copy.source for copy in self._incoming]
+    def source(self) -> int | None:
+        return None if self._incoming is None else self._incoming.source
 
     def label(self) -> tuple[str, str, int]:
-        sent = [copy for copy, _ in self._outgoing]
-        parts = [f"expert {copy.expert} from rank {copy.source}" for copy in self._incoming]
-        parts += [f"expert {copy.expert} to rank {copy.destination}" for copy in sent]
-        return Path.PEER, ", ".join(parts), [*self._incoming, *sent][0].layer
+        copies = [] if self._incoming is None else [self._incoming]
+        parts = [f"expert {copy.expert} from rank {copy.source}" for copy in copies]
+        if self._outgoing is not None:
+            copies.append(self._outgoing[0])
+            parts.append(f"expert {copies[-1].expert} to rank {copies[-1].destination}")
+        return Path.PEER, ", ".join(parts), copies[0].layer
 
     def _content(self, copy: Copy) -> Content:
         return Content(copy.layer, copy.expert, self._generation)
@@ -182,52 +189,57 @@ class GradientRound(PeerRound):
     def __init__(
         self,
         ends: PeerEnds,
-        outgoing: Sequence[GradientCopy],
-        incoming: Mapping[GradientCopy, Tensor],
+        outgoing: GradientCopy | None,
+        incoming: tuple[GradientCopy, Tensor] | None,
         generation: int,
     ) -> None:
         self._ends = ends
         self._outgoing = outgoing
         self._incoming = incoming
         self._generation = generation
-        self._landings = [Landing(buffer) for buffer in incoming.values()]
+        self._landing: Landing | None = None
 
     def begin(self, wire: Wire) -> list[Work]:
         works: list[Work] = []
-        for copy, landing in zip(self._incoming, self._landings, strict=True):
-            works += wire.receive([landing.host], copy.rank, self._content(copy))
-        for copy in self._outgoing:
+        if self._incoming is not None:
+            copy, buffer = self._incoming
+            self._landing = Landing(buffer)
+            works += wire.receive([self._landing.host], copy.rank, self._content(copy))
+        if self._outgoing is not None:
+            copy = self._outgoing
             slab = self._ends.pool.gradients(copy.slot).cpu()
             works += wire.send([slab], copy.home, self._content(copy))
         return works
 
     def end(self) -> int:
         received = 0
-        for landing in self._landings:
-            landing.forward()
-        there: Ticket = mark(self._ends.pool.device)
-        for copy, buffer in self._incoming.items():
-            self._ends.inbox.arrive(copy, buffer, there)
+        if self._incoming is not None and self._landing is not None:
+            self._landing.forward()
+            copy, buffer = self._incoming
+            self._ends.inbox.arrive(copy, buffer, mark(self._ends.pool.device))
             self._ends.statistics.add_gradient(buffer.numel())
-            received += buffer.numel()
-        self._free_slots()
+            received = buffer.numel()
+        self._free_slot()
         return received
 
     def give_up(self, error: TransferError) -> None:
         self._ends.inbox.fail(error)
-        self._free_slots()
+        self._free_slot()
 
-    def sources(self) -> list[int]:
-        return [copy.rank for copy in self._incoming]
+    def source(self) -> int | None:
+        return None if self._incoming is None else self._incoming[0].rank
 
     def label(self) -> tuple[str, str, int]:
-        parts = [f"expert {copy.expert} from rank {copy.rank}" for copy in self._incoming]
-        parts += [f"expert {copy.expert} to rank {copy.home}" for copy in self._outgoing]
-        return "gradients", ", ".join(parts), [*self._incoming, *self._outgoing][0].layer
+        copies = [] if self._incoming is None else [self._incoming[0]]
+        parts = [f"expert {copy.expert} from rank {copy.rank}" for copy in copies]
+        if self._outgoing is not None:
+            copies.append(self._outgoing)
+            parts.append(f"expert {copies[-1].expert} to rank {copies[-1].home}")
+        return "gradients", ", ".join(parts), copies[0].layer
 
-    def _free_slots(self) -> None:
-        for copy in self._outgoing:
-            self._ends.pool.end_gradients(copy.slot)
+    def _free_slot(self) -> None:
+        if self._outgoing is not None:
+            self._ends.pool.end_gradients(self._outgoing.slot)
 
     def _content(self, copy: GradientCopy) -> Content:
         return Content(copy.layer, copy.expert, self._generation)

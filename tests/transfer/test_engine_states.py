@@ -1,6 +1,5 @@
 """What the engine promises beyond a clean run: reuse, both paths, abandoned plans, bad calls."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +244,7 @@ def _wrong_calls(rank: int, directory: Path) -> None:
         engine.return_gradients(3)
     first.check_held(first.content)
     with pytest.raises(StaleGenerationError, match="generation 2 was promised"):
-        first.check_held(replace(first.content, generation=2))
+        first.check_held(first.content._replace(generation=2))
     engine.release(3)
     with pytest.raises(TransferError, match="was given up before backward"):
         first.check_held(first.content)

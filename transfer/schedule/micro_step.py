@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foremoe.planner.problem import Topology
-from foremoe.transfer.copies import Copy, Fill, Path
+from foremoe.transfer.copies import EMPTY, Copy, Fill, Path, assign_slots, check_wanted
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import Link, Links
 from foremoe.transfer.schedule.overtaking import place_overtaking, post
@@ -64,6 +64,9 @@ def schedule_micro_step(
 
 def warm_up() -> None:
     """Compile the kernels now rather than when copies wait for them."""
+    empty = np.full((1, 1), EMPTY, np.int32)
+    check_wanted(empty, empty[0])
+    assign_slots(empty, empty)
     fills = [Fill(0, slot, slot) for slot in range(2)]
     impossible = LayerCopies(0, fills, np.ones(2, np.int32), 0, 1)
     schedule_micro_step([impossible], Links(Topology(2, 2), 8, 8, 8, relay=True))
