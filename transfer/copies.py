@@ -1,6 +1,8 @@
 """What must be copied: from what every slot must hold and what the group's slots hold now."""
 
+from collections.abc import Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +45,12 @@ class Copy(NamedTuple):
     slot: int
     path: Path
     due_ns: int = NEVER
+
+
+def fill_columns(fills: Sequence[Fill]) -> NDArray[np.int64]:
+    """Ranks, slots and experts of ``fills``: int64 ``[3, n]``."""
+    numbers = np.fromiter(chain.from_iterable(fills), np.int64, 3 * len(fills))
+    return numbers.reshape(-1, 3).T.copy()
 
 
 def check_wanted(wanted: NDArray[np.int32], home: NDArray[np.int32]) -> None:

@@ -31,13 +31,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from foremoe.planner.problem import Topology
-from foremoe.transfer.copies import EMPTY, Copy, Fill, Path, assign_slots, check_wanted
+from foremoe.transfer.copies import (
+    EMPTY,
+    Copy,
+    Fill,
+    Path,
+    assign_slots,
+    check_wanted,
+    fill_columns,
+)
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import Link, Links
 from foremoe.transfer.schedule.overtaking import place_overtaking, post
 from foremoe.transfer.schedule.place import DROPPED, Placed
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
 from foremoe.transfer.schedule.window import make_windows, place_late
+
+_PATH = {Link.HOST: Path.HOST, Link.PEER: Path.PEER, Link.NETWORK: Path.PEER}
 
 
 def schedule_micro_step(
@@ -75,31 +85,24 @@ def warm_up() -> None:
 def _timetable(
     layers: Sequence[LayerCopies], by_layer: Sequence[Placed], calendar: Calendar
 ) -> Timetable:
-    fills = [(layer, fill) for layer in layers for fill in layer.fills]
     none = Placed(
         np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, calendar.links.chunks), np.int64)
     )
     placed = Placed(*map(np.concatenate, zip(none, *by_layer, strict=True)))
     link = placed.link
-    post(
-        np.array([fill.rank for _, fill in fills], np.int64),
-        np.array([layer.deadline_ns for layer, _ in fills], np.int64),
-        placed,
-        calendar,
-    )
+    fills = [fill for layer in layers for fill in layer.fills]
+    rank, slot, expert = fill_columns(fills)
+    counts = [len(layer.fills) for layer in layers]
+    of_layer = np.repeat(np.array([layer.layer for layer in layers], np.int64), counts)
+    due_ns = np.repeat(np.array([layer.deadline_ns for layer in layers], np.int64), counts)
+    post(rank, due_ns, placed, calendar)
     ticks = placed.columns + calendar.base[link][:, None]
     start_ns = ticks[:, 0] * calendar.tick_ns[link]
     order = np.lexsort((link, start_ns))
     order = order[link[order] != DROPPED]
-    copies = []
-    for index, by, source in zip(
-        order.tolist(), link[order].tolist(), placed.sender[order].tolist(), strict=True
-    ):
-        layer, fill = fills[index]
-        path = Path.HOST if by == Link.HOST else Path.PEER
-        copies.append(
-            Copy(layer.layer, fill.expert, source, fill.rank, fill.slot, path, layer.deadline_ns)
-        )
-    lost = [fills[index] for index in np.flatnonzero(link == DROPPED).tolist()]
-    dropped = tuple((layer.layer, fill) for layer, fill in lost)
-    return Timetable(tuple(copies), link[order], ticks[order], dropped, calendar)
+    columns = of_layer, expert, placed.sender, rank, slot, link, due_ns
+    in_order = [column[order].tolist() for column in columns]
+    in_order[5] = [_PATH[by] for by in in_order[5]]
+    lost = np.flatnonzero(link == DROPPED).tolist()
+    dropped = tuple((int(of_layer[index]), fills[index]) for index in lost)
+    return Timetable(tuple(map(Copy, *in_order)), link[order], ticks[order], dropped, calendar)

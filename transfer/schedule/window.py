@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
+from foremoe.transfer.copies import fill_columns
 from foremoe.transfer.schedule.calendar import Calendar
 from foremoe.transfer.schedule.links import NEVER, Link
 from foremoe.transfer.schedule.place import (
@@ -39,10 +40,14 @@ class Window:
 def make_windows(layers: Sequence[LayerCopies], calendar: Calendar) -> list[Window]:
     """Raises InvalidInputError when a copy has no link at all."""
     ranks, per_node = calendar.links.topology.ranks, calendar.links.topology.ranks_per_node
-    fills = [(row, fill) for row, layer in enumerate(layers) for fill in layer.fills]
-    expert = np.array([fill.expert for _, fill in fills], np.int64)
-    destination = np.array([fill.rank for _, fill in fills], np.int64)
-    source = np.array([layers[row].home[fill.expert] for row, fill in fills], np.int64)
+    fills = [fill for layer in layers for fill in layer.fills]
+    destination, _, expert = fill_columns(fills)
+    source = np.empty_like(expert)
+    of_layer, first = [], 0
+    for layer in layers:
+        its = slice(first, first := first + len(layer.fills))
+        source[its] = layer.home[expert[its]]
+        of_layer.append(its)
     value = [each for layer in layers for each in layer.value or [1] * len(layer.fills)]
     across = source // per_node != destination // per_node
     direct = np.where(across, np.int64(Link.NETWORK), np.int64(Link.PEER))
@@ -56,9 +61,9 @@ def make_windows(layers: Sequence[LayerCopies], calendar: Calendar) -> list[Wind
         )
     way_out, way_in = (2 * direct - 1) * ranks + source, 2 * direct * ranks + destination
     columns = source, destination, expert, direct, way_out, way_in
-    windows, first, values = [], 0, np.array(value, np.int64)
-    for layer in layers:
-        its = slice(first, first := first + len(layer.fills))
+    values = np.array(value, np.int64)
+    windows = []
+    for layer, its in zip(layers, of_layer, strict=True):
         asked = Asked(*(column[its] for column in columns))
         windows.append(Window(asked, values[its], layer.ready_ns, layer.deadline_ns))
     return windows
