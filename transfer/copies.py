@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from foremoe.errors import InvalidInputError
 from foremoe.planner.kernel import kernel, part
+from foremoe.transfer.content import Content
 from foremoe.transfer.schedule.links import NEVER
 
 EMPTY = -1
@@ -31,11 +32,19 @@ class Fill(NamedTuple):
     expert: int
 
 
+class Relay(NamedTuple):
+    """Where a copy that does not come from its home comes from: the slot of the rank that sends."""
+
+    slot: int
+    home: int
+
+
 class Copy(NamedTuple):
     """One slab to move: expert ``expert`` of ``layer`` into ``slot`` of rank ``destination``.
 
-    source: the expert's home; on the host path its bytes come from the node's host cache instead.
-    due_ns: when compute needs it, on the clock by which micro-steps are estimated.
+    source: the rank that sends, the expert's home or by ``relay`` another one; on the host path the
+    bytes come from the home's node's host cache instead. due_ns: when compute needs it, on the
+    clock by which micro-steps are estimated.
     """
 
     layer: int
@@ -45,6 +54,16 @@ class Copy(NamedTuple):
     slot: int
     path: Path
     due_ns: int = NEVER
+    relay: Relay | None = None
+
+    @property
+    def home(self) -> int:
+        """The expert's home."""
+        return self.source if self.relay is None else self.relay.home
+
+    def content(self, generation: int) -> Content:
+        """What the slot holds once it is filled."""
+        return Content(self.layer, self.expert, generation)
 
 
 def fill_columns(fills: Sequence[Fill]) -> NDArray[np.int64]:

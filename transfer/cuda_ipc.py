@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from foremoe.errors import TransferError
 from foremoe.planner.problem import Topology
-from foremoe.transfer.content import Content, write_stamp
+from foremoe.transfer.content import write_stamp
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy
 from foremoe.transfer.ipc_trial import try_with_child
@@ -50,6 +50,7 @@ class CudaIpcTransport(PeerTransport, Probed):
 
     name = "CUDA IPC peer pull"
     path = Path.PEER
+    relays = False
 
     def __init__(
         self,
@@ -147,12 +148,12 @@ class CudaIpcTransport(PeerTransport, Probed):
         pool, layout = self._ends.pool, self._ends.layout
         home = self._experts[copy.source]
         sources = home.tensors(copy.layer, copy.expert, self._storages[copy.source], layout.dtype)
-        slab = pool.begin_fill(copy.slot, self._wait_seconds)
+        content = copy.content(generation)
+        slab = pool.begin_fill(copy.slot, content, self._wait_seconds)
         views = pool.weight_views(copy.slot).values()
         begun = mark(self._device, timed=True)
         for view, source in zip(views, sources, strict=True):
             view.copy_(source, non_blocking=True)
-        content = Content(copy.layer, copy.expert, generation)
         if pool.stamps:
             write_stamp(slab, content, home.checksums.get((copy.layer, copy.expert), 0))
         ended = mark(self._device, timed=True)

@@ -122,8 +122,6 @@ class TransferEngine:
             shape = (topology, self.layers, num_experts, layout, spare_slots, training)
             agreed = (shape, budget, speed, home.tobytes(), checksums, self._pool.device.type)
             check_agreement(agreed, peer_group, wait_seconds)
-        on_cpu = self._pool.device.type == "cpu"  # elsewhere a stream takes copies as they come
-        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes, overtake=on_cpu)
         inbox = GradientInbox(layout.gradient_layout(), device)
         ends = PeerEnds(self._pool, inbox, layout, self._statistics, checksums)
         # A path gives up at half time, so that another one can serve before the waiter gives up.
@@ -132,6 +130,9 @@ class TransferEngine:
         self._peer = open_peer(
             rank, topology, peer_group, device_group, ends, home_weights, self._host, path_seconds
         )
+        on_cpu = self._pool.device.type == "cpu"  # elsewhere a stream takes copies as they come
+        relay = self._peer is not None and self._peer.relays
+        self._paths = MicroStepPaths(topology, speed, layout.payload_bytes, on_cpu, relay)
         self._returns = GradientReturns(
             rank, ends, self._peer, budget.gradient_buffers, add_gradients, wait_seconds
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foremoe.errors import TransferError
 from foremoe.planner.problem import Topology
-from foremoe.transfer.content import Content, write_stamp
+from foremoe.transfer.content import write_stamp
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy
 from foremoe.transfer.peer_rounds import PeerEnds
@@ -51,6 +51,8 @@ class GroupedPeerTransport(PeerTransport):
     order on all ranks, which is that of the training threads' hook points.
     """
 
+    relays = True
+
     def __init__(
         self,
         rank: int,
@@ -72,9 +74,10 @@ class GroupedPeerTransport(PeerTransport):
 
     def post(self, copies: Sequence[Copy], generation: int) -> None:
         peer = [copy for copy in copies if copy.path is Path.PEER]
-        dealt = rounds_in_order([(copy.source, copy.destination) for copy in peer])
+        dealt = rounds_in_order(peer)
+        relays = [any(peer[index].relay is not None for index in each) for each in dealt]
         messages = len(self._ends.layout.places) + self._ends.checksums
-        for group in deal_groups(dealt, messages):
+        for group in deal_groups(dealt, messages, relays):
             self._fill([peer[index] for index in group], generation)
 
     def post_gradients(
@@ -133,20 +136,27 @@ class GroupedPeerTransport(PeerTransport):
         sends: list[Message] = []
         receives: list[Message] = []
         for copy in outgoing:
-            tensors = self._home_weights(copy.layer, copy.expert)
+            if copy.relay is None:
+                tensors = self._home_weights(copy.layer, copy.expert)
+            else:
+                tensors = pool.lent(copy.relay.slot, copy.content(generation))
             layout.check(tensors)
             sent = [tensors[place.name].detach().contiguous() for place in layout.places]
             if checksums:
-                sent.append(torch.tensor([layout.checksum(tensors)], device=self._device))
+                total = self._ends.checksum(copy, tensors)
+                sent.append(torch.tensor([total], device=self._device))
             sends += [(tensor, copy.destination) for tensor in sent]
         for index, copy in enumerate(incoming):
-            pool.begin_fill(copy.slot, self._wait_seconds)
+            pool.begin_fill(copy.slot, copy.content(generation), self._wait_seconds)
             into = list(pool.weight_views(copy.slot).values())
             into += [sums[index : index + 1]] if checksums else []
             receives += [(tensor, copy.source) for tensor in into]
         ended = self._exchange(sends, receives)
+        for copy in outgoing:
+            if copy.relay is not None:
+                pool.sent_on(copy.relay.slot, ended)
         for index, copy in enumerate(incoming):
-            content = Content(copy.layer, copy.expert, generation)
+            content = copy.content(generation)
             if pool.stamps:
                 write_stamp(pool.weights(copy.slot), content, int(sums[index].item()))
             pool.end_fill(copy.slot, content, ended)
@@ -184,10 +194,20 @@ class GroupedPeerTransport(PeerTransport):
         return ended
 
 
-def deal_groups(dealt: Sequence[Sequence[int]], messages: int) -> list[list[int]]:
-    """Put rounds together: at most one send and one receive each, of ``messages`` operations."""
-    step = max(1, MOST_OPERATIONS // (2 * messages))
-    return [
-        [index for round_ in dealt[first : first + step] for index in round_]
-        for first in range(0, len(dealt), step)
-    ]
+def deal_groups(
+    dealt: Sequence[Sequence[int]], messages: int, relays: Sequence[bool] | None = None
+) -> list[list[int]]:
+    """Put rounds together: at most one send and one receive each, of ``messages`` operations.
+
+    relays: by round, whether it sends on what came before, which must then be another group.
+    """
+    most = max(1, MOST_OPERATIONS // (2 * messages))
+    groups: list[list[int]] = []
+    rounds_inside = most
+    for round_, relay in zip(dealt, relays or [False] * len(dealt), strict=True):
+        if relay or rounds_inside == most:
+            groups.append([])
+            rounds_inside = 0
+        groups[-1] += round_
+        rounds_inside += 1
+    return groups

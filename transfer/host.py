@@ -12,7 +12,6 @@ from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.schedule.urgency import Urgency, chunks_of
 from foremoe.transfer.slab import SLAB_ALIGNMENT, align
-from foremoe.transfer.slots import SlotState
 from foremoe.transfer.transport import HostTransport, ProbeSite
 from foremoe.transfer.trial import try_host
 from foremoe.transfer.worker import Worker
@@ -36,6 +35,10 @@ class _Reading:
     seconds: float = 0.0
     since: float = 0.0
     recorded: int = 0
+
+    @property
+    def content(self) -> Content:
+        return self.copy.content(self.generation)
 
 
 class SharedMemoryTransport(HostTransport):
@@ -85,7 +88,8 @@ class SharedMemoryTransport(HostTransport):
         return True
 
     def _can_go(self, reading: _Reading) -> bool:
-        return reading.slab is not None or (self._pool.state(reading.copy.slot) is SlotState.FREE)
+        may_fill = self._pool.may_fill
+        return reading.slab is not None or may_fill(reading.copy.slot, reading.content)
 
     def _wait_for_slots(self) -> bool:
         waiting = self._waiting.waiting()
@@ -94,14 +98,16 @@ class SharedMemoryTransport(HostTransport):
                 slot, wait_seconds = reading.copy.slot, self._wait_seconds
                 error = f"slot {slot}: did not become free within {wait_seconds} s"
                 self._give_up(reading, TransferError(f"{error}; a rank is late or lost"))
-        self._pool.wait_any_free([reading.copy.slot for reading in waiting], _LOOK_SECONDS)
+        fills = {reading.copy.slot: reading.content for reading in waiting}
+        self._pool.wait_any_fillable(fills, _LOOK_SECONDS)
         return bool(waiting)
 
     def _read(self, reading: _Reading) -> None:
         """A chunk, or as many as there are while nothing is posted and nothing else is urgent."""
         copy = reading.copy
         if reading.slab is None:
-            reading.slab = self._pool.begin_fill(copy.slot, wait_seconds=0.0).numpy()
+            slab = self._pool.begin_fill(copy.slot, reading.content, wait_seconds=0.0)
+            reading.slab = slab.numpy()
         began = time.monotonic()
         if reading is not self._last:
             self._last, reading.since = reading, began
@@ -117,7 +123,7 @@ class SharedMemoryTransport(HostTransport):
     def _end(self, reading: _Reading) -> None:
         copy, nbytes = reading.copy, self._cache.layout.payload_bytes
         self._waiting.remove(reading)
-        self._pool.end_fill(copy.slot, Content(copy.layer, copy.expert, reading.generation))
+        self._pool.end_fill(copy.slot, reading.content)
         self._statistics.add_copy(Path.HOST, nbytes)
         self._statistics.add_speed(Path.HOST, nbytes, reading.seconds)
         self._record_span()

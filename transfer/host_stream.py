@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 
 from foremoe.errors import ForemoeError, TransferError
-from foremoe.transfer.content import Content
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.pinning import PinnedSlabs
 from foremoe.transfer.ticket import Ticket, mark, side_stream
@@ -59,14 +58,15 @@ class HostStreamTransport(HostTransport):
             self._cache.check(copy.layer, copy.expert, generation)
             source = self._cache.slab(copy.layer, copy.expert)
             with torch.cuda.stream(self.stream):
-                slab = self._pool.begin_fill(copy.slot, self._wait_seconds)
+                content = copy.content(generation)
+                slab = self._pool.begin_fill(copy.slot, content, self._wait_seconds)
                 begun = mark(self._pool.device, timed=True)
                 slab.copy_(source, non_blocking=True)
                 ended = mark(self._pool.device, timed=True)
         except ForemoeError as error:
             self._pool.fail(copy.slot, error)
             return
-        self._pool.end_fill(copy.slot, Content(copy.layer, copy.expert, generation), ended)
+        self._pool.end_fill(copy.slot, content, ended)
         self._statistics.add_copy(Path.HOST, self._cache.layout.payload_bytes)
         self._flights.append(_Flight(copy, generation, begun, ended))
 

@@ -43,13 +43,19 @@ class MicroStepPaths:
     """Chooses paths and order, sharing the links among the copies of one micro-step."""
 
     def __init__(
-        self, topology: Topology, speed: PathSpeed, slab_bytes: int, overtake: bool = True
+        self,
+        topology: Topology,
+        speed: PathSpeed,
+        slab_bytes: int,
+        overtake: bool = True,
+        relay: bool = False,
     ) -> None:
-        """overtake: whether the host path does (``Links.overtake``)."""
+        """overtake: whether the host path does; relay: whether the peer path does (``Links``)."""
         self.speed = speed
         self._topology = topology
         self._slab_bytes = slab_bytes
         self._overtake = overtake
+        self._relay = relay
         self._is_measured = False
         self._dropped = 0  # replicas of the whole group since speeds were last applied
         self._open_links()
@@ -91,8 +97,9 @@ class MicroStepPaths:
             for link in (self.speed.host, self.speed.peer, self.speed.network)
         )
         chunks = chunks_of(self._slab_bytes)
-        overtake = self._overtake
-        self._links = Links(self._topology, host, peer, network, chunks, overtake=overtake)
+        self._links = Links(
+            self._topology, host, peer, network, chunks, self._relay, self._overtake
+        )
         self.restart()
 
 

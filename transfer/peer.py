@@ -37,6 +37,7 @@ class GlooPeerTransport(PeerTransport, Probed):
 
     name = "gloo peer"
     path = Path.PEER
+    relays = True
 
     def __init__(
         self,
@@ -70,11 +71,10 @@ class GlooPeerTransport(PeerTransport, Probed):
     def post(self, copies: Sequence[Copy], generation: int) -> None:
         peer = [copy for copy in copies if copy.path is Path.PEER]
         if peer:
-            outgoing = {
-                copy: self._wire_tensors(copy.layer, copy.expert)
-                for copy in peer
-                if copy.source == self._rank
-            }
+            outgoing: dict[Copy, Mapping[str, Tensor] | None] = {}
+            for copy in peer:
+                if copy.source == self._rank:
+                    outgoing[copy] = self._wire_tensors(copy, generation)
             self._worker.post(partial(self._fill, peer, outgoing, generation))
 
     def post_gradients(
@@ -94,9 +94,12 @@ class GlooPeerTransport(PeerTransport, Probed):
             self._break_pairs()
             self._worker.close(wait_seconds)
 
-    def _wire_tensors(self, layer: int, expert: int) -> dict[str, Tensor]:
-        """An expert's tensors in slab order; each is one message."""
-        tensors, layout = self._home_weights(layer, expert), self._ends.layout
+    def _wire_tensors(self, copy: Copy, generation: int) -> dict[str, Tensor] | None:
+        """An expert's tensors in slab order; each is one message. None if they come first."""
+        if copy.relay is not None:
+            self._ends.pool.lend(copy.relay.slot, copy.content(generation))
+            return None
+        tensors, layout = self._home_weights(copy.layer, copy.expert), self._ends.layout
         layout.check(tensors)
         sent = {place.name: tensors[place.name].detach() for place in layout.places}
         return {name: tensor.contiguous().cpu() for name, tensor in sent.items()}
@@ -104,15 +107,16 @@ class GlooPeerTransport(PeerTransport, Probed):
     def _fill(
         self,
         copies: Sequence[Copy],
-        outgoing: Mapping[Copy, Mapping[str, Tensor]],
+        outgoing: Mapping[Copy, Mapping[str, Tensor] | None],
         generation: int,
     ) -> None:
-        for indices in rounds_in_order([(copy.source, copy.destination) for copy in copies]):
+        for indices in rounds_in_order(copies):
             dealt = [copies[index] for index in indices]
             out = next((copy for copy in dealt if copy.source == self._rank), None)
             into = next((copy for copy in dealt if copy.destination == self._rank), None)
-            sent = None if out is None else (out, outgoing[out])
-            mine = FillRound(self._ends, sent, into, generation, self._fill_otherwise)
+            tensors = None if out is None else outgoing[out]
+            other_path = self._fill_otherwise
+            mine = FillRound(self._ends, out, tensors, into, generation, other_path)
             self._start(mine, out is not None or into is not None)
 
     def _return(

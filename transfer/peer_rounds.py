@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from foremoe.errors import TransferError
-from foremoe.transfer.content import Content, write_stamp
+from foremoe.transfer.content import Content, read_stamp, write_stamp
 from foremoe.transfer.copies import Copy, Path
 from foremoe.transfer.gradients import GradientCopy, GradientInbox
 from foremoe.transfer.slab import SlabLayout
-from foremoe.transfer.slots import SlotPool, SlotState
+from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder
 from foremoe.transfer.ticket import mark
 
@@ -109,6 +109,12 @@ class PeerEnds:
     statistics: StatisticsRecorder
     checksums: bool
 
+    def checksum(self, copy: Copy, tensors: Mapping[str, Tensor]) -> int:
+        """Of what its home published, to go with ``copy``."""
+        if copy.relay is None:
+            return self.layout.checksum(tensors)
+        return read_stamp(self.pool.weights(copy.relay.slot))[1]
+
 
 class FillRound(PeerRound):
     """Weights: perhaps one expert of this rank goes out, perhaps one comes into a slot."""
@@ -116,13 +122,16 @@ class FillRound(PeerRound):
     def __init__(
         self,
         ends: PeerEnds,
-        outgoing: tuple[Copy, Mapping[str, Tensor]] | None,
+        outgoing: Copy | None,
+        tensors: Mapping[str, Tensor] | None,
         incoming: Copy | None,
         generation: int,
         other_path: Callable[[Copy, int, TransferError], None],
     ) -> None:
+        """tensors: to send; of a relay None, as an earlier round brings them."""
         self._ends = ends
         self._outgoing = outgoing
+        self._tensors = tensors
         self._incoming = incoming
         self._generation = generation
         self._other_path = other_path
@@ -130,27 +139,27 @@ class FillRound(PeerRound):
         self._landings: list[Landing] = []
 
     def ready(self) -> bool:
-        copy = self._incoming
-        return copy is None or self._ends.pool.state(copy.slot) is SlotState.FREE
+        pool, into, out = self._ends.pool, self._incoming, self._outgoing
+        if into is not None and not pool.may_fill(into.slot, self._content(into)):
+            return False
+        return out is None or out.relay is None or pool.holds(out.relay.slot, self._content(out))
 
     def begin(self, wire: Wire) -> list[Work]:
         ends, works = self._ends, []
         if (copy := self._incoming) is not None:
-            ends.pool.begin_fill(copy.slot, wait_seconds=0.0)
+            content = self._content(copy)
+            ends.pool.begin_fill(copy.slot, content, wait_seconds=0.0)
             self._landings = [Landing(view) for view in ends.pool.weight_views(copy.slot).values()]
             into = [landing.host for landing in self._landings]
             if self._checksum is not None:
                 into.append(self._checksum)
-            works += wire.receive(into, copy.source, self._content(copy))
-        if self._outgoing is not None:
-            copy, tensors = self._outgoing
-            sent = list(tensors.values())
-            if ends.checksums:
-                sent.append(torch.tensor([ends.layout.checksum(tensors)]))
-            works += wire.send(sent, copy.destination, self._content(copy))
+            works += wire.receive(into, copy.source, content)
+        if (copy := self._outgoing) is not None:
+            works += wire.send(self._messages(copy), copy.destination, self._content(copy))
         return works
 
     def end(self) -> int:
+        self._end_loan()
         ends, copy = self._ends, self._incoming
         if copy is None:
             return 0
@@ -165,8 +174,25 @@ class FillRound(PeerRound):
         return ends.layout.payload_bytes
 
     def give_up(self, error: TransferError) -> None:
+        self._end_loan()
         if self._incoming is not None:
             self._other_path(self._incoming, self._generation, error)
+
+    def _messages(self, copy: Copy) -> list[Tensor]:
+        ends, tensors = self._ends, self._tensors
+        if copy.relay is not None:
+            views = ends.pool.lent(copy.relay.slot, self._content(copy))
+            tensors = {name: view.cpu() for name, view in views.items()}
+        assert tensors is not None, "what is no relay comes with its tensors"
+        messages = list(tensors.values())
+        if ends.checksums:
+            messages.append(torch.tensor([ends.checksum(copy, tensors)]))
+        return messages
+
+    def _end_loan(self) -> None:
+        if self._outgoing is not None and self._outgoing.relay is not None:
+            content = self._content(self._outgoing)
+            self._ends.pool.end_loan(self._outgoing.relay.slot, content)
 
     def source(self) -> int | None:
         return None if self._incoming is None else self._incoming.source
@@ -175,12 +201,12 @@ class FillRound(PeerRound):
         copies = [] if self._incoming is None else [self._incoming]
         parts = [f"expert {copy.expert} from rank {copy.source}" for copy in copies]
         if self._outgoing is not None:
-            copies.append(self._outgoing[0])
+            copies.append(self._outgoing)
             parts.append(f"expert {copies[-1].expert} to rank {copies[-1].destination}")
         return Path.PEER, ", ".join(parts), copies[0].layer
 
     def _content(self, copy: Copy) -> Content:
-        return Content(copy.layer, copy.expert, self._generation)
+        return copy.content(self._generation)
 
 
 class GradientRound(PeerRound):

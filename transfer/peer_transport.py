@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,13 @@ def own_experts(
 
 
 class PeerTransport(Transport):
-    """Moves weights from their homes, and gradients to them.
+    """Moves weights from their homes or from replicas, and gradients to the homes.
 
     When the path is lost, later copies of this rank are read from the host cache where it serves,
     and fail where it does not.
     """
+
+    relays: ClassVar[bool]  # whether it can send on from a slot
 
     def __init__(
         self, rank: int, topology: Topology, ends: PeerEnds, host: HostTransport | None
@@ -71,7 +74,7 @@ class PeerTransport(Transport):
     def _fill_otherwise(self, copy: Copy, generation: int, error: TransferError) -> None:
         """Fill a slot of this rank without the peer path, or fail it."""
         self._ends.pool.undo_fill(copy.slot)
-        if self._host is not None and not self._is_far(copy.source):
+        if self._host is not None and not self._is_far(copy.home):
             self._host.fill(copy, generation)
         else:
             self._ends.pool.fail(copy.slot, error)

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import torch
@@ -58,6 +58,11 @@ class _Slot:
     uses: int = 0
     filled: Ticket = DONE  # the last copy into the slot is there
     freed: Ticket = DONE  # the last use of the slot has ended
+    loans: list[Content] = field(default_factory=list)  # what is still to be sent on from it
+    sent_on: Ticket = DONE  # the last time it was sent on has ended
+
+    def may_take(self, content: Content) -> bool:
+        return self.state is FREE and all(lent == content for lent in self.loans)
 
 
 class SlotPool:
@@ -116,16 +121,22 @@ class SlotPool:
         with self._lock:
             self._slots[slot].error = None
 
-    def begin_fill(self, slot: int, wait_seconds: float) -> Tensor:
-        """Wait until the slot is free, then claim it; returns its slab to copy into.
+    def may_fill(self, slot: int, content: Content) -> bool:
+        """Whether ``begin_fill`` would not have to wait."""
+        with self._lock:
+            return self._slots[slot].may_take(content)
 
-        The current stream waits for the slot's last use.
+    def begin_fill(self, slot: int, content: Content, wait_seconds: float) -> Tensor:
+        """Wait until the slot is free, then claim it for ``content``; returns its slab to fill.
+
+        The current stream waits for the slot's last use. Raises TransferError at the deadline.
         """
         with self._lock:
-            self._wait([slot], lambda s: s.state is FREE, wait_seconds, "become free")
+            self._wait([slot], lambda s: s.may_take(content), wait_seconds, "become free")
             found = self._move(slot, FREE, FILLING)
             found.content = None
             found.freed.wait()
+            found.sent_on.wait()
             if self.stamps:
                 erase_stamp(found.weights)
             return found.weights
@@ -171,19 +182,55 @@ class SlotPool:
         with self._lock:
             self._wait(slots, lambda s: s.state in (FREE, OWING), wait_seconds, "become free")
 
-    def wait_any_free(self, slots: Collection[int], wait_seconds: float) -> None:
-        """Return when one of the slots is FREE, or after ``wait_seconds``; at once for none."""
+    def wait_any_fillable(self, fills: Mapping[int, Content], wait_seconds: float) -> None:
+        """Return when a slot may take its content, or after ``wait_seconds``; at once for none."""
         with self._lock:
-            if slots:
+            if fills:
                 self._changed.wait_for(
-                    lambda: any(self._slots[slot].state is FREE for slot in slots), wait_seconds
+                    lambda: any(self._slots[slot].may_take(fills[slot]) for slot in fills),
+                    wait_seconds,
                 )
 
     def wait_all_free(self, wait_seconds: float) -> None:
-        """Wait until the whole pool is FREE. Raises TransferError at the deadline."""
+        """Wait until the whole pool is FREE, nothing lent. Raises TransferError at the deadline."""
         with self._lock:
             slots = range(len(self._slots))
-            self._wait(slots, lambda s: s.state is FREE, wait_seconds, "become free")
+            self._wait(
+                slots, lambda s: s.state is FREE and not s.loans, wait_seconds, "become free"
+            )
+
+    def holds(self, slot: int, content: Content) -> bool:
+        """Whether a copy has brought ``content`` and nothing has replaced it."""
+        with self._lock:
+            return self._slots[slot].content == content
+
+    def lend(self, slot: int, content: Content) -> None:
+        """``content`` is to be sent on from the slot; nothing replaces it before ``end_loan``."""
+        with self._lock:
+            self._slots[slot].loans.append(content)
+
+    def lent(self, slot: int, content: Content) -> dict[str, Tensor]:
+        """The tensors of a loan; the current stream waits for them.
+
+        Raises TransferError when the slot does not hold ``content``: its copy did not come.
+        """
+        with self._lock:
+            found = self._slots[slot]
+            if found.content != content:
+                raise TransferError(f"slot {slot}: {content} did not come, and cannot be sent on")
+            found.filled.wait()
+            return found.weight_views
+
+    def end_loan(self, slot: int, content: Content) -> None:
+        """It was sent on, or never will be."""
+        with self._lock:
+            self._slots[slot].loans.remove(content)
+            self._changed.notify_all()
+
+    def sent_on(self, slot: int, ticket: Ticket) -> None:
+        """Its content is sent on once ``ticket`` is done."""
+        with self._lock:
+            self._slots[slot].sent_on = ticket
 
     def use(self, kept: Collection[int], promised: Mapping[int, Content]) -> None:
         """READY (FREE or OWING for ``kept``, by way of READY) -> IN_USE, all or none.

@@ -14,7 +14,7 @@ SLOT, OTHER = 0, 1
 CONTENT = Content(layer=3, expert=5, generation=1)
 
 ACTIONS: dict[str, Callable[[SlotPool], object]] = {
-    "begin_fill": lambda pool: pool.begin_fill(SLOT, 0.0),
+    "begin_fill": lambda pool: pool.begin_fill(SLOT, CONTENT, 0.0),
     "end_fill": lambda pool: pool.end_fill(SLOT, CONTENT),
     "fail_all": lambda pool: pool.fail_all(TransferError("died")),
     "fail": lambda pool: pool.fail(SLOT, TransferError("lost")),
@@ -35,14 +35,14 @@ def _pool(training: bool = True, checksums: bool = False) -> SlotPool:
 
 
 def _fill(pool: SlotPool, content: Content = CONTENT) -> None:
-    write_stamp(pool.begin_fill(SLOT, 0.0), content)
+    write_stamp(pool.begin_fill(SLOT, content, 0.0), content)
     pool.end_fill(SLOT, content)
 
 
 def _pool_in(state: SlotState) -> SlotPool:
     pool = _pool()
     if state is SlotState.FILLING:
-        pool.begin_fill(SLOT, 0.0)
+        pool.begin_fill(SLOT, CONTENT, 0.0)
         return pool
     _fill(pool)
     if state is SlotState.READY:
@@ -95,7 +95,7 @@ def test_a_slot_holds_what_was_promised_or_is_not_used() -> None:
 
 def test_bytes_of_another_expert_are_noticed_by_their_stamp() -> None:
     pool = _pool()
-    write_stamp(pool.begin_fill(SLOT, 0.0), Content(3, 6, 1))
+    write_stamp(pool.begin_fill(SLOT, CONTENT, 0.0), Content(3, 6, 1))
     pool.end_fill(SLOT, CONTENT)
     with pytest.raises(StaleGenerationError, match="stamped layer 3 expert 6 generation 1"):
         pool.use([], {SLOT: CONTENT})
@@ -103,7 +103,7 @@ def test_bytes_of_another_expert_are_noticed_by_their_stamp() -> None:
 
 def test_a_fill_that_wrote_nothing_is_noticed() -> None:
     pool = _pool_in(SlotState.FREE)
-    pool.begin_fill(SLOT, 0.0)
+    pool.begin_fill(SLOT, CONTENT, 0.0)
     pool.end_fill(SLOT, CONTENT)
     with pytest.raises(StaleGenerationError, match="stamped None"):
         pool.use([], {SLOT: CONTENT})
@@ -111,7 +111,7 @@ def test_a_fill_that_wrote_nothing_is_noticed() -> None:
 
 def test_a_changed_bit_is_noticed_in_checksum_mode() -> None:
     pool = _pool(checksums=True)
-    slab = pool.begin_fill(SLOT, 0.0)
+    slab = pool.begin_fill(SLOT, CONTENT, 0.0)
     slab[: layout().payload_bytes] = 3
     write_stamp(slab, CONTENT, layout().checksum(pool.weight_views(SLOT)))
     pool.end_fill(SLOT, CONTENT)
@@ -135,7 +135,7 @@ def test_nothing_is_taken_into_use_when_one_slot_failed() -> None:
 
 def test_a_waiter_wakes_when_the_slot_is_ready() -> None:
     pool = _pool()
-    pool.begin_fill(SLOT, 0.0)
+    pool.begin_fill(SLOT, CONTENT, 0.0)
     filler = threading.Thread(target=pool.end_fill, args=(SLOT, CONTENT))
     waiter = threading.Thread(target=pool.wait_settled, args=([SLOT], 60.0))
     waiter.start()
@@ -149,10 +149,28 @@ def test_waits_end_at_their_deadline() -> None:
     pool = _pool_in(SlotState.IN_USE)
     started = time.monotonic()
     with pytest.raises(TransferError, match=r"become free within 0.1 s \(it is in use\)"):
-        pool.begin_fill(SLOT, 0.1)
+        pool.begin_fill(SLOT, CONTENT, 0.1)
     with pytest.raises(TransferError, match="become free"):
         pool.wait_all_free(0.1)
     assert time.monotonic() - started < 5
+
+
+def test_what_is_lent_stays_until_it_was_sent_on() -> None:
+    pool = _pool_in(SlotState.FREE)
+    other = Content(layer=3, expert=6, generation=1)
+    pool.lend(SLOT, CONTENT)
+    assert pool.may_fill(SLOT, CONTENT)
+    assert not pool.may_fill(SLOT, other)
+    with pytest.raises(TransferError, match="become free"):
+        pool.begin_fill(SLOT, other, 0.0)
+    with pytest.raises(TransferError, match="become free"):
+        pool.wait_all_free(0.0)
+    assert pool.lent(SLOT, CONTENT).keys() == pool.weight_views(SLOT).keys()
+    pool.end_loan(SLOT, CONTENT)
+    _fill(pool, other)
+    assert not pool.holds(SLOT, CONTENT)
+    with pytest.raises(TransferError, match="did not come, and cannot be sent on"):
+        pool.lent(SLOT, CONTENT)
 
 
 def test_a_dead_worker_ends_every_wait() -> None:

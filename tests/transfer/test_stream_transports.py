@@ -12,7 +12,7 @@ from torch import Tensor
 from foremoe.errors import StaleGenerationError, TransferError
 from foremoe.planner.problem import Topology
 from foremoe.transfer.content import Content
-from foremoe.transfer.copies import Copy
+from foremoe.transfer.copies import Copy, Relay
 from foremoe.transfer.copies import Path as CopyPath
 from foremoe.transfer.cuda_ipc import CudaIpcTransport
 from foremoe.transfer.gradients import GradientInbox
@@ -152,18 +152,27 @@ def test_groups_from_another_node_measure_the_network(
     assert measured == {each: slab.payload_bytes if each is link else 0 for each in Link}
 
 
-def test_a_group_never_has_too_many_operations() -> None:
+def test_a_group_never_has_too_many_operations_nor_sends_on_what_it_receives() -> None:
     rng = random.Random(5)
     for _ in range(100):
         ranks, messages = rng.randint(2, 9), rng.randint(1, 40)
-        pairs = [tuple(rng.sample(range(ranks), 2)) for _ in range(rng.randint(0, 200))]
-        dealt = rounds_in_order(pairs)
-        groups = deal_groups(dealt, messages)
+        copies = []
+        for _ in range(rng.randint(0, 200)):
+            source, destination = rng.sample(range(ranks), 2)
+            relay = Relay(0, 0) if rng.random() < 0.1 else None
+            copies.append(Copy(0, 0, source, destination, 0, CopyPath.PEER, relay=relay))
+        dealt = rounds_in_order(copies)
+        relays = [any(copies[i].relay for i in round_) for round_ in dealt]
+        groups = deal_groups(dealt, messages, relays)
         assert [index for group in groups for index in group] == [i for r in dealt for i in r]
         for group in groups:
+            inside = [copies[i] for i in group]
             for rank in range(ranks):
-                ends = sum((pairs[i][0] == rank) + (pairs[i][1] == rank) for i in group)
+                ends = sum((copy.source == rank) + (copy.destination == rank) for copy in inside)
                 assert ends * messages <= max(MOST_OPERATIONS, 2 * messages)
+            for index, copy in enumerate(inside):
+                before = {other.destination for other in inside[:index]}
+                assert copy.relay is None or copy.source not in before
 
 
 def test_shared_weights_are_found_in_whole_storages() -> None:

@@ -27,6 +27,7 @@ know, so all ranks drop the same.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,7 @@ from foremoe.transfer.copies import (
     Copy,
     Fill,
     Path,
+    Relay,
     assign_slots,
     check_wanted,
     fill_columns,
@@ -45,7 +47,7 @@ from foremoe.transfer.schedule.links import Link, Links
 from foremoe.transfer.schedule.overtaking import place_overtaking, post
 from foremoe.transfer.schedule.place import DROPPED, Placed
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
-from foremoe.transfer.schedule.window import make_windows, place_late
+from foremoe.transfer.schedule.window import Window, make_windows, place_late
 
 _PATH = {Link.HOST: Path.HOST, Link.PEER: Path.PEER, Link.NETWORK: Path.PEER}
 
@@ -69,7 +71,7 @@ def schedule_micro_step(
         if latest_ns > windows[index].deadline_ns:
             place_late(windows[index], latest_ns, placed[index], calendar)
     by_layer = [placed[index] for index in range(len(layers))]
-    return _timetable(layers, by_layer, calendar)
+    return _timetable(layers, windows, by_layer, calendar)
 
 
 def warm_up() -> None:
@@ -83,7 +85,10 @@ def warm_up() -> None:
 
 
 def _timetable(
-    layers: Sequence[LayerCopies], by_layer: Sequence[Placed], calendar: Calendar
+    layers: Sequence[LayerCopies],
+    windows: Sequence[Window],
+    by_layer: Sequence[Placed],
+    calendar: Calendar,
 ) -> Timetable:
     none = Placed(
         np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, calendar.links.chunks), np.int64)
@@ -101,8 +106,26 @@ def _timetable(
     order = np.lexsort((link, start_ns))
     order = order[link[order] != DROPPED]
     columns = of_layer, expert, placed.sender, rank, slot, link, due_ns
-    in_order = [column[order].tolist() for column in columns]
+    in_order: list[list[Any]] = [column[order].tolist() for column in columns]
     in_order[5] = [_PATH[by] for by in in_order[5]]
+    relays = _relays(windows, layers, by_layer)
+    in_order.append([relays.get(index) for index in order.tolist()])
     lost = np.flatnonzero(link == DROPPED).tolist()
     dropped = tuple((int(of_layer[index]), fills[index]) for index in lost)
     return Timetable(tuple(map(Copy, *in_order)), link[order], ticks[order], dropped, calendar)
+
+
+def _relays(
+    windows: Sequence[Window], layers: Sequence[LayerCopies], by_layer: Sequence[Placed]
+) -> dict[int, Relay]:
+    """Of the copies that do not come from their home, by their index over all layers."""
+    found, first = {}, 0
+    for window, layer, placed in zip(windows, layers, by_layer, strict=True):
+        asked = window.asked
+        relayed = (placed.link != DROPPED) & (placed.sender != asked.source)
+        for index in np.flatnonzero(relayed).tolist():
+            there = asked.destination == placed.sender[index]
+            sender = int(np.argmax(there & (asked.expert == asked.expert[index])))
+            found[first + index] = Relay(layer.fills[sender].slot, int(asked.source[index]))
+        first += len(layer.fills)
+    return found

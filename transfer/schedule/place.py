@@ -116,7 +116,11 @@ def _place_one(
     placed: Placed,
     found: NDArray[np.int64],
 ) -> bool:
-    """Find copy i its way: the host cache, its home, or the ``earlier`` copies of its expert."""
+    """Find copy i its way: the host cache, its home, or the ``earlier`` copies of its expert.
+
+    Of those only what came from a rank is sent on, so that a rank's sends wait for its receives
+    alone.
+    """
     destination = asked.destination[i]
     node = destination // board.ranks_per_node
     soonest = _LATEST
@@ -129,7 +133,7 @@ def _place_one(
             by = HOST
         elif way >= 0:
             j = earlier[way]
-            if asked.expert[j] != asked.expert[i] or placed.link[j] == DROPPED:
+            if asked.expert[j] != asked.expert[i] or placed.link[j] in (DROPPED, HOST):
                 continue
             origin = asked.destination[j]
             by = PEER if origin // board.ranks_per_node == node else NETWORK

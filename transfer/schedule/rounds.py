@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foremoe.planner.kernel import kernel
+from foremoe.transfer.copies import Copy
 
 FREE = -1
 
@@ -26,16 +27,18 @@ def rounds(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
     return dealt
 
 
-def rounds_in_order(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """Deal ``pairs`` into rounds as ``rounds`` does, but in the order given, as a timetable is.
+def rounds_in_order(copies: Sequence[Copy]) -> list[list[int]]:
+    """Deal ``copies`` into rounds as ``rounds`` does, but in the order given, as a timetable is.
 
-    A round ends where a rank would send or receive a second time.
+    A round ends where a rank would send or receive a second time, or send on what it receives.
     """
     dealt: list[list[int]] = []
     sources: set[int] = set()
     destinations: set[int] = set()
-    for index, (source, destination) in enumerate(pairs):
-        if not dealt or source in sources or destination in destinations:
+    for index, copy in enumerate(copies):
+        source, destination = copy.source, copy.destination
+        too_early = copy.relay is not None and source in destinations
+        if not dealt or too_early or source in sources or destination in destinations:
             dealt.append([])
             sources, destinations = set(), set()
         dealt[-1].append(index)

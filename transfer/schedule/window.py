@@ -79,10 +79,13 @@ def place_window(window: Window, calendar: Calendar) -> Placed:
     best = attempts.first_fit(hottest, relay=False)
     if (divided := attempts.division(dearest, best[0])) is not None:
         best = min(best, divided, key=_badness)
-    for order, relay in ((dearest, False), (hottest, True), (dearest, True)):
-        useful = best[0][1] or (relay and window.deadline_ns == NEVER)
-        if useful and relay <= calendar.links.relay:
-            best = min(best, attempts.first_fit(order, relay), key=_badness)
+    if best[0][1]:
+        best = min(best, attempts.first_fit(dearest, relay=False), key=_badness)
+    useful = best[0][1] or window.deadline_ns == NEVER
+    experts = window.asked.expert
+    if calendar.links.relay and useful and np.unique(experts).size < experts.size:
+        for order in (hottest, dearest):
+            best = min(best, attempts.first_fit(order, relay=True), key=_badness)
     mark_all(window.asked.destination, best[1], calendar.busy)
     return best[1]
 

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from foremoe.planner.problem import Topology
-from foremoe.transfer.copies import Fill, Path
+from foremoe.transfer.copies import Fill, Path, Relay
 from foremoe.transfer.schedule.links import NEVER, Link, Links
 from foremoe.transfer.schedule.timetable import LayerCopies, Timetable
 
@@ -63,7 +63,7 @@ def check_timetable(timetable: Timetable, layers: Sequence[LayerCopies], links: 
     assert sorted(kept + lost) == sorted(asked)
     assert list(timetable.start_ns) == sorted(timetable.start_ns)
     by_layer = {layer.layer: layer for layer in layers}
-    arrived: dict[tuple[int, int, int], int] = {}
+    arrived: dict[tuple[int, int, int], tuple[int, int]] = {}  # when and in which slot
     ports: dict[tuple[str, Link, int], list[tuple[int, int]]] = {}
     for index, copy in enumerate(timetable.copies):
         link = Link(timetable.link[index])
@@ -78,9 +78,13 @@ def check_timetable(timetable: Timetable, layers: Sequence[LayerCopies], links: 
         if copy.source != HOME[copy.expert]:
             assert links.relay
             assert link is not Link.HOST
-            arrival = arrived[copy.layer, copy.expert, copy.source]
+            arrival, slot = arrived[copy.layer, copy.expert, copy.source]
             assert arrival <= timetable.start_ns[index], "sent on before it arrived"
-        arrived[copy.layer, copy.expert, copy.destination] = int(timetable.end_ns[index])
+            assert copy.relay == Relay(slot, HOME[copy.expert])
+        assert copy.home == HOME[copy.expert]
+        if link is not Link.HOST:
+            arrival = int(timetable.end_ns[index])
+            arrived[copy.layer, copy.expert, copy.destination] = arrival, copy.slot
     for piece in timetable.pieces():
         copy, link = timetable.copies[piece.index], Link(timetable.link[piece.index])
         assert piece.end_ns - piece.start_ns == piece.chunks * links.tick_ns[link]

@@ -4,6 +4,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foremoe.transfer.copies import Copy, Path, Relay
 from foremoe.transfer.schedule.rounds import rounds, rounds_in_order
 
 ranks = st.integers(0, 5)
@@ -35,16 +36,25 @@ def test_rounds_do_not_depend_on_hashing_or_repetition() -> None:
     assert rounds(drawn) == [[0, 2, 3], [1, 4], [5]]
 
 
-@given(pairs)
-def test_rounds_in_order_keep_the_order_and_wait_for_nothing_needlessly(
-    drawn: list[tuple[int, int]],
-) -> None:
-    dealt = rounds_in_order(drawn)
-    assert [index for round_ in dealt for index in round_] == list(range(len(drawn)))
+@st.composite
+def copies(draw: st.DrawFn) -> list[Copy]:
+    return [
+        Copy(0, 0, source, destination, 0, Path.PEER, relay=draw(st.none() | st.just(Relay(0, 0))))
+        for source, destination in draw(pairs)
+    ]
+
+
+@given(copies())
+def test_rounds_in_order_keep_the_order_and_wait_for_nothing_needlessly(drawn: list[Copy]) -> None:
+    dealt = [[drawn[index] for index in round_] for round_ in rounds_in_order(drawn)]
+    assert [copy for round_ in dealt for copy in round_] == drawn
     for round_ in dealt:
-        assert (
-            len({drawn[i][0] for i in round_}) == len({drawn[i][1] for i in round_}) == len(round_)
-        )
-    for round_, following in pairwise(dealt):
-        source, destination = drawn[following[0]]
-        assert any(drawn[i][0] == source or drawn[i][1] == destination for i in round_)
+        assert len({copy.source for copy in round_}) == len(round_)
+        assert len({copy.destination for copy in round_}) == len(round_)
+        for index, copy in enumerate(round_):
+            before = {other.destination for other in round_[:index]}
+            assert copy.relay is None or copy.source not in before, "sent on before it has come"
+    for round_, (copy, *_) in pairwise(dealt):
+        relayed = copy.relay is not None and any(o.destination == copy.source for o in round_)
+        taken = any(o.source == copy.source or o.destination == copy.destination for o in round_)
+        assert relayed or taken

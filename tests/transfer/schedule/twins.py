@@ -59,7 +59,8 @@ def place(
                 end, _, by, rank, free = min(candidates)
                 placed.link[i], placed.sender[i], placed.columns[i] = by, rank, free
                 to = int(asked.destination[i])
-                holders.setdefault(int(asked.expert[i]), []).append((to, end))
+                if by != Link.HOST:
+                    holders.setdefault(int(asked.expert[i]), []).append((to, end))
                 for row in _rows(by, rank, to, board):
                     board.busy[row, free] = 1
                 break
