@@ -54,13 +54,14 @@ class Machine:
 
     @property
     def links(self) -> Links:
-        """What weight copies travel on."""
+        """What weight copies travel on: pulls inside one node, else messages, which can relay."""
         weights, cluster = self.model.expert_bytes, self.cluster
         return Links(
             self.topology,
             slab_ns(weights, cluster.host_bytes_per_second),
             slab_ns(weights, cluster.peer_bytes_per_second),
             slab_ns(weights, cluster.network_bytes_per_second),
+            relay=self.topology.nodes > 1,
         )
 
     def forward(self) -> CostModel:
