@@ -7,7 +7,8 @@ threads, compute is a sleep, every byte is moved and compared. Three figures:
   this one, and need three quarters of what both paths carry meanwhile. Which share of its compute
   time does a rank wait?
 - *time / flow bound*: copies with hot sources, more than there is time for. How long does moving
-  them all take, over the least that any division between the paths allows, whatever the order?
+  them all take, over the least that any division between the paths allows, whatever the order, from
+  the homes alone? (Relays may take less.)
 - *single / both*: the time of the better single path over that of both, over the ratio of
   capacities.
 """
@@ -205,7 +206,7 @@ def hot(seed: int) -> Wanted:
 
 
 def bound_seconds(wanted: Wanted, slab_seconds: float) -> float:
-    """No division between the paths, and no order, moves all of this sooner.
+    """No division between the paths, and no order, moves all of this sooner from the homes alone.
 
     As one layer without deadline, whose schedule is exact.
     """
