@@ -8,7 +8,6 @@ hung, the next step is balanced, and nothing is left in shared memory, of socket
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -147,4 +146,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -90,7 +90,8 @@ def _measured(case: str, model: MoeModel, dtype: str, pairs: int) -> list[Figure
                 ours.append(_seconds(run))
             else:
                 theirs.append(_seconds(lambda: bincount(routing, model.num_experts)))
-        speeds = (routing.size / float(np.median(times)) / 1e6 for times in (ours, theirs))
+        our_speed, their_speed = (routing.size / np.median(times) / 1e6 for times in (ours, theirs))
+        speeds = float(our_speed), float(their_speed)
         figures.append(Figure(case, dtype, way, routing.size, *speeds, ratio(theirs, ours)))
     return figures
 

@@ -296,9 +296,21 @@ def _plans(phase: str, times: list[StageTimes]) -> Plans:
     intervals = np.concatenate([stage.intervals() for stage in times])
     last = [stage.last for stage in times]
     ahead, waited = zip(*(stage.ahead(PACE_SECONDS) for stage in times), strict=True)
-    both = [np.quantile(seconds, [0.5, 0.99]) for seconds in (first, intervals, last)]
-    quantiles = [float(one) for pair in both for one in pair]
-    return Plans(phase, len(times), *quantiles, min(ahead), max(waited))
+    first_p50, first_p99 = map(float, np.quantile(first, [0.5, 0.99]))
+    interval_p50, interval_p99 = map(float, np.quantile(intervals, [0.5, 0.99]))
+    last_p50, last_p99 = map(float, np.quantile(last, [0.5, 0.99]))
+    return Plans(
+        phase=phase,
+        stages=len(times),
+        first_p50=first_p50,
+        first_p99=first_p99,
+        interval_p50=interval_p50,
+        interval_p99=interval_p99,
+        last_p50=last_p50,
+        last_p99=last_p99,
+        fewest_ahead=min(ahead),
+        waited=max(waited),
+    )
 
 
 def runtime_aims(figures: Figures) -> Iterator[Aim]:

@@ -199,7 +199,7 @@ def _swallow(link: Connection, path: str) -> None:
         link.send("ready")
         connections = [listener.accept()[0] for _ in range(CONTROLLERS)]
     began = time.monotonic()
-    _all_at_once([lambda connection=connection: read(connection) for connection in connections])
+    _for_all_at_once(connections, read)
     link.send(time.monotonic() - began)
 
 
@@ -216,12 +216,14 @@ def _pour(link: Connection, path: str, each_bytes: int) -> None:
     for connection in connections:
         connection.connect(path)
     link.send("ready")
-    _all_at_once([lambda connection=connection: write(connection) for connection in connections])
+    _for_all_at_once(connections, write)
     link.send("done")
 
 
-def _all_at_once(work: list[Callable[[], None]]) -> None:
-    threads = [threading.Thread(target=one) for one in work]
+def _for_all_at_once(
+    connections: list[socket.socket], use: Callable[[socket.socket], None]
+) -> None:
+    threads = [threading.Thread(target=use, args=(each,)) for each in connections]
     for thread in threads:
         thread.start()
     for thread in threads:
