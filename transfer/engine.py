@@ -250,7 +250,7 @@ class TransferEngine:
             for slot, expert in promise.slots_of(self.rank)
         }
         filled = promise.filled_slots_of(self.rank)
-        kept = contents.keys() - set(filled)
+        kept = [slot for slot in contents if slot not in filled]
         row = self._ledger.row(layer)
         started = time.monotonic()
         self._pool.wait_settled(filled, self._wait_seconds)

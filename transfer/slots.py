@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -47,6 +47,7 @@ _CRASH_POINTS = {state: CrashPoint[f"SLOT_{state.name}"] for state in SlotState}
 
 @dataclass(slots=True)
 class _Slot:
+    changed: threading.Condition  # on the pool's lock
     weights: Tensor
     weight_views: dict[str, Tensor]
     gradients: Tensor | None
@@ -86,7 +87,7 @@ class SlotPool:
         self.training = training
         self.stamps = checksums or self.device.type == "cpu"
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
+        self._any_changed = threading.Condition(self._lock)
         self._layout = layout
         self._checksums = checksums
         self._dead: ForemoeError | None = None
@@ -95,7 +96,12 @@ class SlotPool:
         self.nbytes = slots * each
         memory = aligned_buffer(self.nbytes, self.device)
         self._slots = [
-            _make_slot(memory[start : start + each], layout, gradient_layout)
+            _make_slot(
+                threading.Condition(self._lock),
+                memory[start : start + each],
+                layout,
+                gradient_layout,
+            )
             for start in range(0, self.nbytes, each)
         ]
 
@@ -159,15 +165,16 @@ class SlotPool:
             if self._slots[slot].state is FILLING:
                 self._move(slot, FILLING, FREE)
             self._slots[slot].error = error
-            self._changed.notify_all()
+            self._slots[slot].changed.notify_all()
 
     def fail_all(self, error: ForemoeError) -> None:
         """Nothing will come any more: every wait, now and later, ends with ``error``."""
         with self._lock:
             self._dead = self._dead or error
-            self._changed.notify_all()
+            for slot in self._slots:
+                slot.changed.notify_all()
 
-    def wait_settled(self, slots: Collection[int], wait_seconds: float) -> None:
+    def wait_settled(self, slots: Sequence[int], wait_seconds: float) -> None:
         """Wait until every slot is READY or its fill has failed.
 
         Raises TransferError at the deadline.
@@ -177,7 +184,7 @@ class SlotPool:
                 slots, lambda s: s.state is READY or s.error is not None, wait_seconds, "fill"
             )
 
-    def wait_kept(self, slots: Collection[int], wait_seconds: float) -> None:
+    def wait_kept(self, slots: Sequence[int], wait_seconds: float) -> None:
         """Wait until every slot may be used again: FREE or OWING. TransferError at the deadline."""
         with self._lock:
             self._wait(slots, lambda s: s.state in (FREE, OWING), wait_seconds, "become free")
@@ -186,7 +193,7 @@ class SlotPool:
         """Return when a slot may take its content, or after ``wait_seconds``; at once for none."""
         with self._lock:
             if fills:
-                self._changed.wait_for(
+                self._any_changed.wait_for(
                     lambda: any(self._slots[slot].may_take(fills[slot]) for slot in fills),
                     wait_seconds,
                 )
@@ -225,7 +232,7 @@ class SlotPool:
         """It was sent on, or never will be."""
         with self._lock:
             self._slots[slot].loans.remove(content)
-            self._changed.notify_all()
+            self._notify(self._slots[slot])
 
     def sent_on(self, slot: int, ticket: Ticket) -> None:
         """Its content is sent on once ``ticket`` is done."""
@@ -323,28 +330,34 @@ class SlotPool:
         found.state = after
         crash_point(_CRASH_POINTS[after])
         if after in (FREE, READY, OWING):
-            self._changed.notify_all()
+            self._notify(found)
         return found
+
+    def _notify(self, slot: _Slot) -> None:
+        slot.changed.notify_all()
+        self._any_changed.notify_all()
 
     def _wait(
         self,
-        slots: Collection[int],
+        slots: Sequence[int],
         done: Callable[[_Slot], bool],
         wait_seconds: float,
         what: str,
     ) -> None:
+        """For the last slot first, as it is the last to come: who waits is woken least often."""
         deadline = time.monotonic() + wait_seconds
-        while waiting := [slot for slot in slots if not done(self._slots[slot])]:
-            if self._dead is not None:
-                raise self._dead
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                state = self._slots[waiting[0]].state
-                raise TransferError(
-                    f"slot {waiting[0]}: did not {what} within {wait_seconds} s (it is {state}); "
-                    "a rank of the group is late or lost"
-                )
-            self._changed.wait(remaining)
+        for number in reversed(slots):
+            slot = self._slots[number]
+            while not done(slot):
+                if self._dead is not None:
+                    raise self._dead
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise TransferError(
+                        f"slot {number}: did not {what} within {wait_seconds} s (it is "
+                        f"{slot.state}); a rank of the group is late or lost"
+                    )
+                slot.changed.wait(remaining)
 
 
 def slot_bytes(layout: SlabLayout, training: bool) -> int:
@@ -352,8 +365,13 @@ def slot_bytes(layout: SlabLayout, training: bool) -> int:
     return layout.nbytes + (layout.gradient_layout().nbytes if training else 0)
 
 
-def _make_slot(block: Tensor, layout: SlabLayout, gradient_layout: SlabLayout | None) -> _Slot:
+def _make_slot(
+    changed: threading.Condition,
+    block: Tensor,
+    layout: SlabLayout,
+    gradient_layout: SlabLayout | None,
+) -> _Slot:
     weights = block[: layout.nbytes]
     gradients = block[layout.nbytes :] if gradient_layout else None
     views = gradient_layout.views(block[layout.nbytes :]) if gradient_layout else None
-    return _Slot(weights, layout.views(weights), gradients, views)
+    return _Slot(changed, weights, layout.views(weights), gradients, views)
