@@ -76,8 +76,10 @@ class MicroStepPaths:
         if timeless & self._layers:
             self.restart()
         self._layers |= timeless
-        now_ns = min((layer.ready_ns for layer in layers), default=0)
         wanted = [layer for layer in layers if layer.fills]
+        if not wanted:
+            return Timetable.empty(self._calendar)
+        now_ns = min(layer.ready_ns for layer in layers)
         timetable = schedule_micro_step(wanted, self._links, self._calendar.after(now_ns))
         self._calendar = timetable.calendar
         self._dropped += len(timetable.dropped)

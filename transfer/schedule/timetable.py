@@ -88,6 +88,12 @@ class Timetable:
     dropped: tuple[tuple[int, Fill], ...]
     calendar: Calendar
 
+    @classmethod
+    def empty(cls, calendar: Calendar) -> "Timetable":
+        """Nothing is to be copied."""
+        ticks = np.zeros((0, calendar.links.chunks), np.int64)
+        return cls((), np.zeros(0, np.int64), ticks, (), calendar)
+
     @property
     def start_ns(self) -> NDArray[np.int64]:
         """int64 ``[N]``."""
