@@ -145,9 +145,14 @@ def create_file(directory: Path, shape: CacheShape, limit_bytes: int | None) -> 
             f"are free ({error.strerror}); enlarge the tmpfs, name another directory, or run "
             "without the host path"
         ) from error
-    os.pwrite(descriptor, shape.header(), 0)
-    crash_point(CrashPoint.CACHE_CREATED)
-    return CacheFile(descriptor, path, shape)
+    try:
+        os.pwrite(descriptor, shape.header(), 0)
+        crash_point(CrashPoint.CACHE_CREATED)
+        return CacheFile(descriptor, path, shape)
+    except OSError as error:
+        path.unlink()
+        os.close(descriptor)
+        raise ExhaustedError(f"host cache: cannot map {size} bytes: {error.strerror}") from error
 
 
 def open_file(path: Path, layers: Sequence[int], capacity: int, slab_bytes: int) -> CacheFile:
@@ -166,11 +171,14 @@ def open_file(path: Path, layers: Sequence[int], capacity: int, slab_bytes: int)
         expected = CacheShape(shape.local_ranks, tuple(layers), capacity, slab_bytes)
         if shape != expected:
             raise InvalidInputError(f"host cache: {path} holds {shape}, expected {expected}")
+        crash_point(CrashPoint.CACHE_ATTACHED)
+        return CacheFile(descriptor, path, shape)
     except InvalidInputError:
         os.close(descriptor)
         raise
-    crash_point(CrashPoint.CACHE_ATTACHED)
-    return CacheFile(descriptor, path, shape)
+    except OSError as error:
+        os.close(descriptor)
+        raise UnavailableError(f"host cache: cannot map {path}: {error.strerror}") from error
 
 
 def _read_shape(descriptor: int, path: Path) -> CacheShape:

@@ -77,7 +77,7 @@ def check_wanted(wanted: NDArray[np.int32], home: NDArray[np.int32]) -> None:
 
     Experts must exist, differ within a rank, and live on another rank than their home.
     """
-    fault, rank, slot = _first_fault(wanted, home)
+    fault, rank, slot = _first_fault(np.array(wanted, order="C"), np.array(home))
     if fault == _UNKNOWN:
         raise InvalidInputError(f"replicas: experts must lie in [0, {home.size}), -1 for none")
     if fault == _TWICE:
@@ -115,7 +115,8 @@ def assign_slots(
     >>> assign_slots(np.array([[4, 7]], np.int32), np.array([[7, 2]], np.int32))
     (array([[7, 4]], dtype=int32), [Fill(rank=0, slot=1, expert=4)])
     """
-    after = _content_after(wanted, content)
+    assert wanted.shape == content.shape, "wanted and content are [P, R]"
+    after = _content_after(np.array(wanted, order="C"), np.array(content, order="C"))
     ranks, slots = np.nonzero(after != content)
     numbers = (slots + first_slot).tolist()
     return after, list(map(Fill, ranks.tolist(), numbers, after[ranks, slots].tolist()))

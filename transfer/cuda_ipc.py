@@ -1,5 +1,6 @@
 """The peer path on CUDA inside a node: a rank pulls weights from where their home has them."""
 
+import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from foremoe.transfer.ticket import Ticket, mark, side_stream
 from foremoe.transfer.transport import HostTransport, Probed, ProbeSite, cuda_device
 
 _TRIAL_BYTES = 1024
+
+_log = logging.getLogger("foremoe.transfer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,10 @@ class CudaIpcTransport(PeerTransport, Probed):
             self._gradients.settle(wait_seconds)
 
     def close(self, wait_seconds: float) -> None:
+        try:
+            self.settle(wait_seconds)  # nothing may be read or written when the memory goes
+        except TransferError as error:
+            _log.warning("peer pulls were given up at the end: %s", error)
         self._flights.clear()
         self._storages.clear()
         if self._gradients is not None:

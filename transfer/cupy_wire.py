@@ -65,24 +65,33 @@ class CupyWire(GroupWire):
         stream = torch.cuda.current_stream().cuda_stream
         try:
             nccl.groupStart()
-            for tensor, peer in receives:
-                communicator.recv(tensor.data_ptr(), tensor.nbytes, nccl.NCCL_UINT8, peer, stream)
-            for tensor, peer in sends:
-                communicator.send(tensor.data_ptr(), tensor.nbytes, nccl.NCCL_UINT8, peer, stream)
-            nccl.groupEnd()
+            try:
+                for tensor, peer in receives:
+                    at, size = tensor.data_ptr(), tensor.nbytes
+                    communicator.recv(at, size, nccl.NCCL_UINT8, peer, stream)
+                for tensor, peer in sends:
+                    at, size = tensor.data_ptr(), tensor.nbytes
+                    communicator.send(at, size, nccl.NCCL_UINT8, peer, stream)
+            finally:
+                nccl.groupEnd()
         except nccl.NcclError as error:
             raise TransferError(f"CuPy NCCL: {error}") from error
 
-    def close(self) -> None:
-        self._communicator.destroy()
+    def close(self, finished: bool = True) -> None:
+        if finished:
+            self._communicator.destroy()
+        else:
+            self._communicator.abort()  # nobody else would: torch's watchdog does not know it
 
 
 def cupy_nccl() -> ModuleType:
     """``cupy.cuda.nccl``. Raises TransferError where it cannot be used."""
     try:
         from cupy.cuda import nccl
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise TransferError(f"CuPy is not installed ({error})") from error
+    except Exception as error:  # packages that do not match raise anything
+        raise TransferError(f"CuPy cannot be imported: {error!r}") from error
     if not nccl.available:
         raise TransferError("CuPy finds no NCCL: install the nvidia-nccl wheel of its CUDA major")
     module: ModuleType = nccl

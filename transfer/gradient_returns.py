@@ -3,7 +3,8 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from foremoe.transfer.gradients import GradientCopy, GradientSink
 from foremoe.transfer.peer_rounds import PeerEnds
@@ -29,10 +30,15 @@ class GradientReturns:
     _under_way: Counter[int] = field(default_factory=Counter)  # by home
 
     def send(self, copies: Sequence[GradientCopy], generation: int) -> None:
-        """Post ``copies``; where a home has no buffer left, ``collect`` those under way first."""
+        """Post ``copies``; where a home has no buffer left, ``collect`` those under way first.
+
+        They go by expert and rank, so that at most one expert's sum is in pieces then.
+        """
         batch: list[GradientCopy] = []
-        for copy in copies:
+        for copy in sorted(copies, key=attrgetter("layer", "home", "expert", "rank")):
             if self._under_way[copy.home] == self.buffers:
+                if batch and (batch[-1].layer, batch[-1].expert) == (copy.layer, copy.expert):
+                    batch[-1] = replace(batch[-1], more=True)
                 self._post(batch, generation)
                 batch = []
                 self.collect()

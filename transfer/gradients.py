@@ -17,26 +17,40 @@ from foremoe.transfer.ticket import DONE, Ticket
 
 @dataclass(frozen=True, slots=True)
 class GradientCopy:
-    """One gradient slab to move: from ``slot`` of the replica's ``rank`` to rank ``home``."""
+    """One gradient slab to move: from ``slot`` of the replica's ``rank`` to rank ``home``.
+
+    more: others of this expert follow in a later batch.
+    """
 
     layer: int
     expert: int
     rank: int
     slot: int
     home: int
+    more: bool = False
+
+    @property
+    def source(self) -> int:
+        return self.rank
+
+    @property
+    def destination(self) -> int:
+        return self.home
 
 
 @dataclass(frozen=True, slots=True)
 class ReturnedGradient:
     """What the replica on ``rank`` computed for one of this rank's own experts.
 
-    gradients: float32 (float64 for float64 weights), valid while the sink runs.
+    gradients: float32 (float64 for float64 weights), valid while the sink runs. more: others of the
+    same sum come in a later call, for want of memory; until then it must not be rounded.
     """
 
     layer: int
     expert: int
     rank: int
     gradients: dict[str, Tensor]
+    more: bool = False
 
 
 GradientSink = Callable[[Sequence[ReturnedGradient]], None]
@@ -64,8 +78,14 @@ class GradientInbox:
             return {copy: self._free.pop() for copy in copies}
 
     def arrive(self, copy: GradientCopy, slab: Tensor, ticket: Ticket = DONE) -> None:
-        """``ticket`` says when the device has the bytes; whoever takes them waits for it."""
+        """``ticket`` says when the device has the bytes; whoever takes them waits for it.
+
+        What is not expected any more, because it was given up, is not kept.
+        """
         with self._changed:
+            if copy.layer not in self._expected:
+                self._free.append(slab)
+                return
             self._arrived[copy.layer].append((copy, slab, ticket))
             crash_point(CrashPoint.GRADIENTS_ARRIVED)
             self._changed.notify_all()
@@ -91,7 +111,9 @@ class GradientInbox:
                 ticket.wait()
             sink(
                 [
-                    ReturnedGradient(copy.layer, copy.expert, copy.rank, self.layout.views(slab))
+                    ReturnedGradient(
+                        copy.layer, copy.expert, copy.rank, self.layout.views(slab), copy.more
+                    )
                     for copy, slab, _ in arrived
                 ]
             )
@@ -107,10 +129,11 @@ class GradientInbox:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     missing = self._expected.total() - sum(map(len, self._arrived.values()))
-                    raise TransferError(
+                    self._error = TransferError(
                         f"{missing} replica gradients did not come home within {wait_seconds} s; "
                         "a rank of the group is late or lost"
                     )
+                    break
                 self._changed.wait(remaining)
         self._raise_error()
         with self._changed:

@@ -39,8 +39,8 @@ class GroupWire(Probed):
         """
 
     @abstractmethod
-    def close(self) -> None:
-        """Give up what the wire holds."""
+    def close(self, finished: bool = True) -> None:
+        """Give up what the wire holds. finished: nothing is under way any more."""
 
 
 class GroupedPeerTransport(PeerTransport):
@@ -111,7 +111,9 @@ class GroupedPeerTransport(PeerTransport):
             self.settle(wait_seconds)
         except TransferError as error:
             _log.warning("peer copies were given up at the end: %s", error)
-        self._wire.close()
+            self._wire.close(finished=False)
+        else:
+            self._wire.close()
 
     def _fill(self, copies: Sequence[Copy], generation: int) -> None:
         outgoing = [copy for copy in copies if copy.source == self._rank]

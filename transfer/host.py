@@ -1,5 +1,6 @@
 """The host path on CPU: a worker thread copies slabs from shared memory into slots, by chunks."""
 
+import logging
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from foremoe.transfer.slab import SLAB_ALIGNMENT, align
 from foremoe.transfer.transport import HostTransport, ProbeSite
 from foremoe.transfer.trial import try_host
 from foremoe.transfer.worker import Worker
+
+_log = logging.getLogger("foremoe.transfer")
 
 _LOOK_SECONDS = 0.001  # while no waiting copy's slot is free, how often to look for other copies
 
@@ -69,7 +72,8 @@ class SharedMemoryTransport(HostTransport):
         """Nothing to wait for: a slot is not free before its copy has ended."""
 
     def close(self, wait_seconds: float) -> None:
-        self._worker.close(wait_seconds)
+        if not self._worker.close(wait_seconds):
+            _log.warning("host copies of rank %d were given up at the end", self._rank)
 
     def _read_on(self) -> bool:
         """Read one chunk, or wait a little for a slot; False when no copy is left."""

@@ -106,10 +106,10 @@ class Ledger:
             raise InvalidInputError(
                 f"layer {layer}: the plan was made for other homes than the experts have"
             )
-        if wanted.shape != self._shape:
+        if wanted.shape != self._shape or wanted.dtype != np.int32:
             raise InvalidInputError(
-                f"layer {layer}: replicas must be [ranks, spare slots] = {list(self._shape)}, "
-                f"got {list(wanted.shape)}"
+                f"layer {layer}: replicas must be int32 [ranks, spare slots] = "
+                f"{list(self._shape)}, got {wanted.dtype} {list(wanted.shape)}"
             )
         if layer in self._open:
             raise NotReadyError(
@@ -119,7 +119,11 @@ class Ledger:
             raise NotReadyError(
                 f"layer {layer}: all slots are promised to layers {list(self._open)}; release one"
             )
-        wanted = np.array(wanted, np.int32)
+        if serving is not None and serving.shape != self._shape:
+            raise InvalidInputError(
+                f"layer {layer}: pairs must be [ranks, spare slots] = {list(self._shape)}, "
+                f"got {list(serving.shape)}"
+            )
         check_wanted(wanted, self.home[row])
         frame, evicted = self._take_frame(layer)
         content = self._content[frame].copy()

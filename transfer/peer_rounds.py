@@ -198,12 +198,7 @@ class FillRound(PeerRound):
         return None if self._incoming is None else self._incoming.source
 
     def label(self) -> tuple[str, str, int]:
-        copies = [] if self._incoming is None else [self._incoming]
-        parts = [f"expert {copy.expert} from rank {copy.source}" for copy in copies]
-        if self._outgoing is not None:
-            copies.append(self._outgoing)
-            parts.append(f"expert {copies[-1].expert} to rank {copies[-1].destination}")
-        return Path.PEER, ", ".join(parts), copies[0].layer
+        return Path.PEER, *_name(self._incoming, self._outgoing)
 
     def _content(self, copy: Copy) -> Content:
         return copy.content(self._generation)
@@ -256,12 +251,8 @@ class GradientRound(PeerRound):
         return None if self._incoming is None else self._incoming[0].rank
 
     def label(self) -> tuple[str, str, int]:
-        copies = [] if self._incoming is None else [self._incoming[0]]
-        parts = [f"expert {copy.expert} from rank {copy.rank}" for copy in copies]
-        if self._outgoing is not None:
-            copies.append(self._outgoing)
-            parts.append(f"expert {copies[-1].expert} to rank {copies[-1].home}")
-        return "gradients", ", ".join(parts), copies[0].layer
+        incoming = None if self._incoming is None else self._incoming[0]
+        return "gradients", *_name(incoming, self._outgoing)
 
     def _free_slot(self) -> None:
         if self._outgoing is not None:
@@ -269,3 +260,17 @@ class GradientRound(PeerRound):
 
     def _content(self, copy: GradientCopy) -> Content:
         return Content(copy.layer, copy.expert, self._generation)
+
+
+def _name(
+    incoming: Copy | GradientCopy | None, outgoing: Copy | GradientCopy | None
+) -> tuple[str, int]:
+    """What a round does, and the layer of it."""
+    parts = []
+    if incoming is not None:
+        parts.append(f"expert {incoming.expert} from rank {incoming.source}")
+    if outgoing is not None:
+        parts.append(f"expert {outgoing.expert} to rank {outgoing.destination}")
+    copy = incoming or outgoing
+    assert copy is not None, "a rank takes part in its rounds"
+    return ", ".join(parts), copy.layer

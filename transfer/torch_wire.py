@@ -49,7 +49,7 @@ class TorchWire(GroupWire):
         for work in dist.batch_isend_irecv(operations):
             work.wait()
 
-    def close(self) -> None:
+    def close(self, finished: bool = True) -> None:
         """The group is its maker's."""
 
 

@@ -8,6 +8,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wait-seconds",
         metavar="SECONDS",
-        type=float,
+        type=_seconds,
         default=20.0,
         help="for each transport and for the daemon, at most (default %(default)s)",
     )
@@ -98,6 +99,13 @@ def _cache_bytes(options: argparse.Namespace) -> int:
     add_advise_arguments(parser)
     given = parser.parse_args(["--model", options.model, "--cluster", options.cluster])
     return int(advise(machine(options.model, options.cluster, None), limits_of(given)).cache_bytes)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write a number of seconds above 0")
+    return seconds
 
 
 def _transport_findings(directory: Path, wait_seconds: float) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ class Loaded:
     """What is in use in a process, as the libraries say themselves; empty or None without.
 
     torch_cuda: CUDA that torch was built for, ``12.8`` say. The NCCL versions are (major, minor,
-    patch).
+    patch). cupy_broken: why CuPy, which is installed, cannot be imported.
     """
 
     torch: str
@@ -32,6 +32,7 @@ class Loaded:
     torch_nccl: Version | None
     cupy: str | None
     cupy_nccl: Version | None
+    cupy_broken: str = ""
 
 
 def loaded() -> Loaded:
@@ -43,17 +44,22 @@ def loaded() -> Loaded:
         torch_nccl = tuple(torch.cuda.nccl.version())[:3]
     cupy_version: str | None = None
     cupy_nccl: Version | None = None
+    broken = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy warns where it finds no NCCL; so does the table
         try:
             import cupy
             from cupy.cuda import nccl
-        except ImportError:
-            pass
-        else:
+
             cupy_version = str(cupy.__version__)
             cupy_nccl = _unpacked(nccl.get_version()) if nccl.available else None
-    return Loaded(torch.__version__, torch.version.cuda, torch_nccl, cupy_version, cupy_nccl)
+        except ModuleNotFoundError:
+            pass
+        except Exception as error:  # noqa: BLE001 - packages that do not match raise anything
+            broken = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Loaded(
+        torch.__version__, torch.version.cuda, torch_nccl, cupy_version, cupy_nccl, broken
+    )
 
 
 def installed() -> dict[str, str]:
@@ -87,6 +93,9 @@ def _cupy(packages: Mapping[str, str], used: Loaded) -> Finding:
     majors = {match[1]: name for name in packages if (match := _CUPY.fullmatch(name))}
     wanted = used.torch_cuda.split(".")[0] if used.torch_cuda else None
     found = ", ".join(f"{name} {packages[name]}" for name in majors.values()) or "not installed"
+    if used.cupy_broken:
+        cure = "uninstall it, or install the CuPy that was built for these versions"
+        return Finding("CuPy", State.WARNING, f"{found}; import fails: {used.cupy_broken}", cure)
     if wanted is None:
         return Finding("CuPy", State.OK, f"{found}; not needed without CUDA")
     if not majors:

@@ -171,8 +171,10 @@ def _device(homes: Sequence[HomeExperts], options: AttachOptions) -> torch.devic
 
 def _add_gradients(homes: Mapping[int, HomeExperts], returned: Sequence[ReturnedGradient]) -> None:
     """Add what replicas elsewhere computed, in the order of their ranks."""
-    for (layer, expert), replicas in groupby(returned, lambda one: (one.layer, one.expert)):
-        homes[layer].add_gradients(expert, [replica.gradients for replica in replicas])
+    for (layer, expert), group in groupby(returned, lambda one: (one.layer, one.expert)):
+        replicas = list(group)
+        gradients = [replica.gradients for replica in replicas]
+        homes[layer].add_gradients(expert, gradients, replicas[-1].more)
 
 
 def _layout(

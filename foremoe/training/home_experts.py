@@ -32,6 +32,7 @@ class HomeExperts:
     positions: tuple[int, ...] = field(init=False)
     in_order: bool = field(init=False)
     _row: dict[int, int] = field(init=False, repr=False, default_factory=dict)
+    _unrounded: dict[tuple[int, str], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.positions = tuple(self.experts)
@@ -59,10 +60,13 @@ class HomeExperts:
     def device(self) -> torch.device:
         return next(iter(self._weights_of(0).values())).device
 
-    def add_gradients(self, expert: int, replicas: Sequence[Mapping[str, Tensor]]) -> None:
+    def add_gradients(
+        self, expert: int, replicas: Sequence[Mapping[str, Tensor]], more: bool = False
+    ) -> None:
         """Add the replicas' weight gradients, in the order given, to the expert's own.
 
-        They are summed in their own dtype, float32 at least, and rounded once. They go where the
+        They are summed in their own dtype, float32 at least, and rounded once: with ``more``, which
+        says that others of the same sum follow in another call, not yet. They go where the
         trainer sums gradients: into ``main_grad`` (as Megatron calls it) if there is one, else into
         ``.grad``.
         """
@@ -72,10 +76,14 @@ class HomeExperts:
                 target = _gradient(given)[row]
             else:
                 target = _gradient(given[row])
-            total = target.to(replicas[0][name].dtype)
+            total = self._unrounded.pop((expert, name), None)
+            if total is None:
+                total = target.to(replicas[0][name].dtype)
             for gradients in replicas:
                 total.add_(gradients[name], alpha=self.gradient_scale)
-            if total is not target:
+            if more:
+                self._unrounded[expert, name] = total
+            elif total is not target:
                 target.copy_(total)
 
     def each_parameter(self) -> Iterator[nn.Parameter]:

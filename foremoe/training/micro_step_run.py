@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
+from torch.autograd import Variable
 
 from foremoe.training.clock import MicroStepClock, Point
 from foremoe.training.expert_parallel import LayerWork
@@ -55,8 +56,7 @@ class MicroStepRun:
         The plan is for a layer's first forward and its recomputation. Any other one computes at
         home: slots and gradients serve one forward and backward.
         """
-        recomputed = torch._C._current_graph_task_id() != -1
-        if position in self._finished or (position in self._forwarded and not recomputed):
+        if position in self._finished or (position in self._forwarded and not _in_backward()):
             return None
         return LayerWork(
             self._layout.slots,
@@ -150,3 +150,10 @@ class MicroStepRun:
             staying = self._upcoming.serving(position)
         self._engine.return_gradients(layer, staying)
         self._lookahead.advance(self._clock.now_ns)
+        if len(self._finished) == len(self._layout.layers) and _in_backward():
+            # They are home when ``backward`` returns, for whatever reads them next.
+            Variable._execution_engine.queue_callback(self._engine.collect_gradients)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

@@ -170,8 +170,6 @@ class RankSession:
 
         Also after anything else that changes weights: loading a checkpoint, switching models.
         """
-        if self._run is not None:
-            raise InvalidInputError("weights_changed: leave the micro_step block first")
         self._refuse_missing_gradients()
         if self._promised is not None:
             self._abandon()
@@ -345,6 +343,11 @@ class RankSession:
             raise TransferError(
                 "a micro-step failed on this rank, so gradients of its mini-batch are missing; "
                 "close the session, attach again and repeat the mini-batch from zero gradients"
+            )
+        if self._run is not None:
+            raise NotReadyError(
+                "gradients of this micro-step are on their way home; leave the micro_step block "
+                "before the optimizer step"
             )
         if self._engine.owing:
             raise NotReadyError(

@@ -11,7 +11,15 @@ import pytest
 from foremoe import __version__
 from foremoe.cli import main
 from foremoe.commands.check_finding import Finding, State
-from foremoe.commands.check_versions import Loaded, installed, version_findings, within
+from foremoe.commands.check_versions import (
+    Loaded,
+    installed,
+    loaded,
+    version_findings,
+    within,
+)
+from foremoe.errors import TransferError
+from foremoe.transfer.cupy_wire import cupy_nccl
 from tests.runtime.daemon_process import DaemonProcess
 
 CPU = Loaded("2.13.0", None, None, None, None)
@@ -44,6 +52,29 @@ def test_this_machine_is_ready_with_a_daemon(
     assert f"version {__version__}, pid {daemon.process.pid}" in rows["daemon"]["found"]
     assert rows["socket directory"]["state"] == "ok"
     assert list(caches.iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_a_wait_takes_some_seconds(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--wait-seconds", seconds]) == 2
+    assert "--wait-seconds" in capsys.readouterr().err
+
+
+def test_a_broken_cupy_is_a_row_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = tmp_path / "cupy" / "__init__.py"
+    stub.parent.mkdir()
+    stub.write_text("raise ValueError('numpy.dtype size changed')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    used = loaded()
+    assert used.cupy_broken == "ValueError: numpy.dtype size changed"
+    row = next(row for row in version_findings(installed(), used) if row.what == "CuPy")
+    assert row.state is State.WARNING
+    assert "numpy.dtype size changed" in row.found
+    with pytest.raises(TransferError, match=r"numpy\.dtype size changed"):
+        cupy_nccl()
 
 
 def test_what_is_necessary_and_does_not_work_is_exit_1(

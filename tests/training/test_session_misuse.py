@@ -50,6 +50,32 @@ def test_gradients_are_home_when_the_stage_is_left_early() -> None:
         assert torch.allclose(actual, gradient, rtol=0, atol=TOLERANCE)
 
 
+def _step_inside(rank: int) -> None:
+    """The micro-step is not over when backward is, but its gradients are complete."""
+    case = Case(seed=15, ranks=2, mini_batches=1, micro_steps=1)
+    layers, session = build(case, None)
+    session._client = RandomPlans(case, rank)
+    optimizer = torch.optim.SGD(layers[0].parameters(), lr=0.1)
+    with session.stage(STEP, Stage.UPDATE) as run:
+        with session.micro_step(0):
+            forward_backward(case, rank, 0, layers)
+            after_backward = [layer.down.grad.clone() for layer in layers]
+            with pytest.raises(NotReadyError, match="leave the micro_step block before"):
+                optimizer.step()
+            with pytest.raises(NotReadyError, match="leave the micro_step block before"):
+                session.weights_changed()
+        assert run.records[0].gradient_bytes > 0
+    for layer, gradient in zip(layers, after_backward, strict=True):
+        assert torch.equal(layer.down.grad, gradient)
+    optimizer.step()
+    session.weights_changed()
+    session.close()
+
+
+def test_gradients_are_complete_after_backward_but_no_optimizer_steps_in_a_micro_step() -> None:
+    run_ranks(_step_inside, 2)
+
+
 def _run(rank: int, where: str, layers: list[MoELayer], session: RankSession) -> None:
     with session.stage(STEP, Stage.UPDATE):
         with session.micro_step(0):

@@ -220,7 +220,7 @@ def _wrong_calls(rank: int, directory: Path) -> None:
         (np.array([[4, 4], [-1, -1]], np.int32), "an expert twice"),
         (np.array([[0, -1], [-1, -1]], np.int32), "rank 0 is the home of expert 0"),
         (np.array([[8, -1], [-1, -1]], np.int32), r"\[0, 8\)"),
-        (np.zeros((2, 3), np.int32), r"\[ranks, spare slots\] = \[2, 2\], got \[2, 3\]"),
+        (np.zeros((2, 3), np.int32), r"\[2, 2\], got int32 \[2, 3\]"),
     ]:
         with pytest.raises(InvalidInputError, match=message):
             engine.promise(3, home, wanted)

@@ -1,9 +1,11 @@
+import errno
 import os
 import resource
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -33,6 +35,23 @@ def cache(tmp_path: Path) -> Iterator[HostExpertCache]:
     created = HostExpertCache.create(tmp_path, LAYERS, EXPERTS, SLAB, 2)
     yield created
     created.close()
+
+
+@pytest.mark.parametrize("makes", [True, False])
+def test_without_address_space_nothing_is_left_behind(
+    makes: bool, tmp_path: Path, cache: HostExpertCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    files, descriptors = sorted(tmp_path.iterdir()), len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("foremoe.transfer.cache_file.mmap.mmap", full)
+    use = partial(HostExpertCache.create, local_ranks=2) if makes else HostExpertCache.attach
+    error = ExhaustedError if makes else UnavailableError
+    with pytest.raises(error, match=r"cannot map .*: Cannot allocate memory"):
+        use(tmp_path if makes else cache.path, LAYERS, EXPERTS, SLAB)
+    assert sorted(tmp_path.iterdir()) == files
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def _attach(cache: HostExpertCache) -> HostExpertCache:

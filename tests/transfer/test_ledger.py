@@ -1,8 +1,10 @@
 """What the ranks agree that slots hold and owe, where it differs from what was promised."""
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from foremoe.errors import InvalidInputError
 from foremoe.planner.homes import contiguous_homes
 from foremoe.transfer.copies import Fill
 from foremoe.transfer.ledger import Ledger
@@ -42,3 +44,23 @@ def test_gradients_stay_where_they_are_added_to() -> None:
     assert ledger.owing == [3]
     assert [(one.expert, one.rank) for one in ledger.settle(3)] == [(4, 0)]
     assert ledger.owing == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "serving", "message"),
+    [
+        (FIRST.astype(np.int64) + 2**32, None, "int32"),
+        (FIRST + 0.9, None, "int32"),
+        (FIRST[:1], None, "int32"),
+        (FIRST, np.ones((2, 1), np.bool_), "pairs must be"),
+    ],
+)
+def test_a_refused_promise_changes_nothing(
+    wanted: NDArray[np.int32], serving: NDArray[np.bool_] | None, message: str
+) -> None:
+    ledger = Ledger([3], HOME, 2, 2, 1)
+    with pytest.raises(InvalidInputError, match=message):
+        ledger.open(3, HOME[0], wanted, serving)
+    assert ledger.can_open(3)
+    promise, _ = ledger.open(3, HOME[0], np.asfortranarray(FIRST), None)
+    assert promise.placement.tolist() == FIRST.tolist()
