@@ -37,6 +37,8 @@ from foremoe.transfer.slots import SlotPool
 from foremoe.transfer.statistics import StatisticsRecorder, TransferStatistics
 from foremoe.transfer.ticket import mark
 
+_YIELD_SECONDS = 1e-6
+
 _log = logging.getLogger("foremoe.transfer")
 
 
@@ -196,6 +198,8 @@ class TransferEngine:
             if self._is_first and copies.fills:  # it need not wait until the others are promised
                 self._is_first = False
                 self._issue()
+                if self._pool.device.type == "cpu":
+                    time.sleep(_YIELD_SECONDS)  # the workers get the interpreter, and begin
 
     @contextmanager
     def together(self) -> Iterator[None]:
