@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -42,8 +42,8 @@ class GradientCopy:
 class ReturnedGradient:
     """What the replica on ``rank`` computed for one of this rank's own experts.
 
-    gradients: float32 (float64 for float64 weights), valid while the sink runs. more: others of the
-    same sum come in a later call, for want of memory; until then it must not be rounded.
+    gradients: float32 (float64 for float64 weights), the sink's to change while it runs. more:
+    others of the same sum come in a later call, for want of memory; it is not to be rounded before.
     """
 
     layer: int
@@ -65,7 +65,8 @@ class GradientInbox:
         self._device = device
         self._changed = threading.Condition()
         self._free: list[Tensor] = []
-        self._expected = Counter[int]()  # by layer, in the order in which they were sent
+        # Where they will be, by layer in the order in which they were sent.
+        self._expected: dict[int, set[int]] = {}
         self._arrived = defaultdict[int, list[_Arrived]](list)
         self._error: ForemoeError | None = None
 
@@ -74,8 +75,10 @@ class GradientInbox:
         with self._changed:
             new = max(0, len(copies) - len(self._free))
             self._free += [aligned_buffer(self.layout.nbytes, self._device) for _ in range(new)]
-            self._expected.update(copy.layer for copy in copies)
-            return {copy: self._free.pop() for copy in copies}
+            into = {copy: self._free.pop() for copy in copies}
+            for copy, slab in into.items():
+                self._expected.setdefault(copy.layer, set()).add(slab.data_ptr())
+            return into
 
     def arrive(self, copy: GradientCopy, slab: Tensor, ticket: Ticket = DONE) -> None:
         """``ticket`` says when the device has the bytes; whoever takes them waits for it.
@@ -83,7 +86,7 @@ class GradientInbox:
         What is not expected any more, because it was given up, is not kept.
         """
         with self._changed:
-            if copy.layer not in self._expected:
+            if slab.data_ptr() not in self._expected.get(copy.layer, ()):
                 self._free.append(slab)
                 return
             self._arrived[copy.layer].append((copy, slab, ticket))
@@ -125,10 +128,11 @@ class GradientInbox:
     def _wait(self, layer: int, deadline: float, wait_seconds: float) -> list[_Arrived]:
         """All that is expected of a layer."""
         with self._changed:
-            while self._error is None and len(self._arrived[layer]) < self._expected[layer]:
+            while self._error is None and len(self._arrived[layer]) < len(self._expected[layer]):
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
-                    missing = self._expected.total() - sum(map(len, self._arrived.values()))
+                    expected = sum(map(len, self._expected.values()))
+                    missing = expected - sum(map(len, self._arrived.values()))
                     self._error = TransferError(
                         f"{missing} replica gradients did not come home within {wait_seconds} s; "
                         "a rank of the group is late or lost"
@@ -145,5 +149,6 @@ class GradientInbox:
             error, self._error = self._error, None
             if error is not None:
                 self._expected.clear()
+                self._free += [slab for arrived in self._arrived.values() for _, slab, _ in arrived]
                 self._arrived.clear()
                 raise error

@@ -3,10 +3,8 @@
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +19,13 @@ from foremoe.planner.problem import Topology
 from foremoe.rpc.timeline import MAX_SPANS, TIMELINE_RANKS
 from foremoe.timeline.recorder import CAPACITY, SpanRecorder
 from foremoe.training.expert_state import check_optimizers
+from foremoe.training.gradient_sums import GradientSums
 from foremoe.training.home_experts import HomeExperts
 from foremoe.training.home_mover import HomeMover
 from foremoe.training.home_moves import STAGING_BYTES
 from foremoe.training.layout import GroupLayout
 from foremoe.training.session import RankSession
 from foremoe.transfer.engine import TransferEngine
-from foremoe.transfer.gradients import ReturnedGradient
 from foremoe.transfer.host_cache import HostExpertCache
 from foremoe.transfer.slab import SlabLayout
 from foremoe.transfer.torch_wire import new_nccl_group
@@ -112,7 +110,7 @@ def open_session(
         cache=_open_cache(layout, slab, control_group, options),
         peer_group=peer_group,
         home_weights=lambda layer, expert: by_layer[layer].weights(expert),
-        add_gradients=partial(_add_gradients, by_layer),
+        add_gradients=GradientSums(by_layer),
         limit_bytes=options.limit_bytes,
         wait_seconds=options.wait_seconds,
         home=layout.home,
@@ -167,14 +165,6 @@ def _device(homes: Sequence[HomeExperts], options: AttachOptions) -> torch.devic
             "the CPU, or try CUDA with AttachOptions(untested_cuda=True)"
         )
     return device
-
-
-def _add_gradients(homes: Mapping[int, HomeExperts], returned: Sequence[ReturnedGradient]) -> None:
-    """Add what replicas elsewhere computed, in the order of their ranks."""
-    for (layer, expert), group in groupby(returned, lambda one: (one.layer, one.expert)):
-        replicas = list(group)
-        gradients = [replica.gradients for replica in replicas]
-        homes[layer].add_gradients(expert, gradients, replicas[-1].more)
 
 
 def _layout(

@@ -32,7 +32,6 @@ class HomeExperts:
     positions: tuple[int, ...] = field(init=False)
     in_order: bool = field(init=False)
     _row: dict[int, int] = field(init=False, repr=False, default_factory=dict)
-    _unrounded: dict[tuple[int, str], Tensor] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.positions = tuple(self.experts)
@@ -60,15 +59,12 @@ class HomeExperts:
     def device(self) -> torch.device:
         return next(iter(self._weights_of(0).values())).device
 
-    def add_gradients(
-        self, expert: int, replicas: Sequence[Mapping[str, Tensor]], more: bool = False
-    ) -> None:
-        """Add the replicas' weight gradients, in the order given, to the expert's own.
+    def add_gradients(self, expert: int, replicas: Sequence[Mapping[str, Tensor]]) -> None:
+        """Add the replicas' weight gradients to the expert's own.
 
-        They are summed in their own dtype, float32 at least, and rounded once: with ``more``, which
-        says that others of the same sum follow in another call, not yet. They go where the
-        trainer sums gradients: into ``main_grad`` (as Megatron calls it) if there is one, else into
-        ``.grad``.
+        They are summed in the order given, into the first, in their own dtype, float32 at least,
+        and rounded once. They go where the trainer sums gradients: into ``main_grad`` (as Megatron
+        calls it) if there is one, else into ``.grad``.
         """
         row = self._row[expert]
         for name, given in self.parameters.items():
@@ -76,15 +72,13 @@ class HomeExperts:
                 target = _gradient(given)[row]
             else:
                 target = _gradient(given[row])
-            total = self._unrounded.pop((expert, name), None)
-            if total is None:
-                total = target.to(replicas[0][name].dtype)
-            for gradients in replicas:
-                total.add_(gradients[name], alpha=self.gradient_scale)
-            if more:
-                self._unrounded[expert, name] = total
-            elif total is not target:
-                target.copy_(total)
+            total = replicas[0][name]
+            for gradients in replicas[1:]:
+                total.add_(gradients[name])
+            own = target.to(total.dtype)
+            own.add_(total, alpha=self.gradient_scale)
+            if own is not target:
+                target.copy_(own)
 
     def each_parameter(self) -> Iterator[nn.Parameter]:
         """All parameters, fused or not."""

@@ -151,7 +151,7 @@ class MicroStepRun:
         self._engine.return_gradients(layer, staying)
         self._lookahead.advance(self._clock.now_ns)
         if len(self._finished) == len(self._layout.layers) and _in_backward():
-            # They are home when ``backward`` returns, for whatever reads them next.
+            # After a backward through all layers whatever reads gradients next finds them home.
             Variable._execution_engine.queue_callback(self._engine.collect_gradients)
 
 
