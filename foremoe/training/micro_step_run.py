@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch.autograd import Variable
 
+from foremoe.errors import NotReadyError
 from foremoe.training.clock import MicroStepClock, Point
 from foremoe.training.expert_parallel import LayerWork
 from foremoe.training.layout import GroupLayout
@@ -108,7 +109,15 @@ class MicroStepRun:
             )
             again = position in self._forwarded
             self._clock.reach(Point.BACKWARD if again else Point.FORWARD, position)
-            held = self._engine.acquire(self._layout.layers[position], with_gradients)
+            try:
+                held = self._engine.acquire(self._layout.layers[position], with_gradients)
+            except NotReadyError as error:
+                if self._engine.resident:
+                    raise
+                raise NotReadyError(
+                    f"{error}; layers that share slots must be used in order, and in reverse by "
+                    "backward: raise limit_bytes until each has its own, then any order goes"
+                ) from error
             self._clock.resume()
             by_expert = {replica.expert: replica for replica in held}
             wanted = self._agreed.plan.replica_expert[position, self._layout.rank].tolist()
