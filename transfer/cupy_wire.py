@@ -14,6 +14,9 @@ from foremoe.transfer.grouped_peer import GroupWire, Message
 from foremoe.transfer.ticket import mark
 from foremoe.transfer.transport import ProbeSite, cuda_device
 
+# What importing CuPy raises where it does not match the packages beside it.
+BROKEN_IMPORT = (ImportError, OSError, ValueError, AttributeError, RuntimeError)
+
 _log = logging.getLogger("foremoe.transfer")
 
 
@@ -90,7 +93,7 @@ def cupy_nccl() -> ModuleType:
         from cupy.cuda import nccl
     except ModuleNotFoundError as error:
         raise TransferError(f"CuPy is not installed ({error})") from error
-    except Exception as error:  # packages that do not match raise anything
+    except BROKEN_IMPORT as error:
         raise TransferError(f"CuPy cannot be imported: {error!r}") from error
     if not nccl.available:
         raise TransferError("CuPy finds no NCCL: install the nvidia-nccl wheel of its CUDA major")

@@ -39,6 +39,8 @@ def loaded() -> Loaded:
     """Ask torch and CuPy of this process."""
     import torch
 
+    from foremoe.transfer.cupy_wire import BROKEN_IMPORT
+
     torch_nccl: Version | None = None
     if torch.version.cuda is not None and torch.distributed.is_nccl_available():
         torch_nccl = tuple(torch.cuda.nccl.version())[:3]
@@ -55,7 +57,7 @@ def loaded() -> Loaded:
             cupy_nccl = _unpacked(nccl.get_version()) if nccl.available else None
         except ModuleNotFoundError:
             pass
-        except Exception as error:  # noqa: BLE001 - packages that do not match raise anything
+        except BROKEN_IMPORT as error:
             broken = f"{type(error).__name__}: {error}".splitlines()[0]
     return Loaded(
         torch.__version__, torch.version.cuda, torch_nccl, cupy_version, cupy_nccl, broken
